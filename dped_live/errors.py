@@ -1,0 +1,21 @@
+"""The errors a user can do something about. Everything else is a bug and keeps its traceback."""
+
+
+class DpedError(Exception):
+    """One line for the user: what is wrong, with which file or device, and what to do next."""
+
+
+class WeightsError(DpedError):
+    """Weights are missing, damaged, of the wrong kind or could not be fetched."""
+
+
+class InputError(DpedError):
+    """A picture or video cannot be read."""
+
+
+class OutputError(DpedError):
+    """A picture or video cannot be written."""
+
+
+class BackendError(DpedError):
+    """The chosen device, backend or precision cannot be used on this machine."""

@@ -1,0 +1,89 @@
+"""What travels through the pipeline: one picture on the host, with its format and its time. numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+
+Matrix = Literal["rgb", "bt709", "bt601", "bt2020", "fcc", "smpte240m"]
+"""How Y'CbCr relates to R'G'B'; "rgb" where the planes hold RGB or grey itself."""
+
+ChromaLocation = Literal["left", "center", "topleft"]
+"""Where a subsampled chroma sample lies among its luma samples (H.264 default: left)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFormat:
+    """Layout of the planes. `name` is FFmpeg's.
+
+    kind "yuv": three planes (H, W), chroma planes smaller by the shifts, rounded up; "gray": one plane (H, W);
+    "rgb": one plane (H, W, 3). uint8 where depth is 8, else uint16 with the value in the low `depth` bits.
+    """
+
+    name: str
+    kind: Literal["yuv", "gray", "rgb"]
+    depth: int
+    chroma_shift_x: int = 0
+    chroma_shift_y: int = 0
+
+
+PIXEL_FORMATS: dict[str, PixelFormat] = {
+    p.name: p
+    for p in [
+        PixelFormat("rgb24", "rgb", 8),
+        PixelFormat("rgb48le", "rgb", 16),
+        PixelFormat("gray", "gray", 8),
+        *(PixelFormat(f"gray{depth}le", "gray", depth) for depth in (10, 12, 16)),
+        *(
+            PixelFormat(f"yuv{name}p{suffix}", "yuv", depth, x, y)
+            for name, x, y in (("420", 1, 1), ("422", 1, 0), ("444", 0, 0))
+            for depth, suffix in ((8, ""), (10, "10le"), (12, "12le"), (16, "16le"))
+        ),
+    ]
+}
+"""The pixel formats that color.py converts. Sources convert any other to the nearest of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFormat:
+    """What is the same for all pictures of a stream.
+
+    width, height: of the coded picture, before `rotation`.
+    full_range: whether luma uses 0..2^depth-1 rather than 16..235 (scaled to the depth).
+    primaries, transfer: code points of ITU-T H.273, 2 where unspecified; carried, not converted.
+    sample_aspect_ratio: width / height of one pixel.
+    time_base: the tick, in seconds, of which every pts is a multiple.
+    display_matrix: how a player must turn the picture, as nine integers of ISO 14496-12 (None: not at all).
+    """
+
+    width: int
+    height: int
+    pixel_format: PixelFormat
+    matrix: Matrix = "rgb"
+    full_range: bool = True
+    chroma_location: ChromaLocation = "left"
+    primaries: int = 2
+    transfer: int = 2
+    sample_aspect_ratio: Fraction = Fraction(1)
+    time_base: Fraction = Fraction(1)
+    display_matrix: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture.
+
+    planes: arrays as `format.pixel_format` says. They belong to the frame: whoever made it does not write to them
+    again, and whoever receives it only reads.
+    pts: presentation time in seconds, exact, a multiple of format.time_base; duration likewise, None if unknown.
+    alpha: (H, W) of the planes' type, or None; carried beside the colours and never enhanced.
+    """
+
+    planes: tuple[np.ndarray, ...]
+    format: VideoFormat
+    pts: Fraction = Fraction(0)
+    duration: Fraction | None = None
+    alpha: np.ndarray | None = None

@@ -1,0 +1,113 @@
+"""The DPED generator (Ignatov et al., ICCV 2017, section 3.2; `resnet` in the original's models.py).
+
+    9x9 conv 3->C, ReLU
+    B residual blocks:  x + ReLU(norm(3x3 conv(ReLU(norm(3x3 conv(x))))))    - the skip is added AFTER the last ReLU
+    two 3x3 convs, each with ReLU
+    9x9 conv C->3, tanh * 0.58 + 0.5
+
+The published models have C = 64, B = 4 (12 layers); the authors' small one, `resnet_8_32`, C = 32, B = 2 (8 layers).
+All convolutions pad with zeros and keep the size, so any picture from 1x1 up is accepted.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dped_live.statistics import EPSILON, Statistics
+
+TANH_SCALE = 0.58
+TANH_OFFSET = 0.5
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel over its picture.
+
+    x: (N, C, H, W), any floating type. Returns two float32 tensors of shape (N, C).
+
+    Rows are summed in float32 and the rows' sums in float64: one running float32 (or FP16) sum over millions of
+    pixels loses digits or overflows, and a 12-megapixel picture must be as exact as a small one.
+    """
+    pixels = x.shape[2] * x.shape[3]
+    mean = x.sum(dim=3, dtype=torch.float32).sum(dim=2, dtype=torch.float64) / pixels
+    row_norms = torch.linalg.vector_norm(x, dim=3, dtype=torch.float32).double()
+    variance = row_norms.square().sum(dim=2) / pixels - mean.square()
+    return mean.float(), variance.clamp_min(0).float()
+
+
+class Generator(nn.Module):
+    """RGB picture in, enhanced RGB picture out.
+
+    The biases of the convolutions before a norm do not exist here: the norm cancels them exactly, so the 401,475
+    parameters of the original become 400,963 that matter.
+    """
+
+    def __init__(self, channels: int = 64, blocks: int = 4) -> None:
+        super().__init__()
+        self.channels = channels
+        self.blocks = blocks
+        self.first = nn.Conv2d(3, channels, 9, padding=4)
+        self.residual = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(self.norms)
+        )
+        self.norm_scale = nn.Parameter(torch.ones(self.norms, channels))
+        self.norm_shift = nn.Parameter(torch.zeros(self.norms, channels))
+        self.tail = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.last = nn.Conv2d(channels, 3, 9, padding=4)
+
+    @property
+    def norms(self) -> int:
+        """How many instance norms there are: two in each residual block."""
+        return 2 * self.blocks
+
+    def forward(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Enhance pictures.
+
+        image: (N, 3, H, W), RGB in [0, 1], of the parameters' type and device.
+        statistics: None normalises each picture by its own (the original); otherwise these, for one frame, are
+        folded into the convolutions, so that applying them costs nothing.
+        Returns (N, 3, H, W) of the same type, NOT clamped: tanh * 0.58 + 0.5 reaches from -0.08 to 1.08.
+        """
+        if statistics is None:
+            return self.measure(image)[0]
+        gain, bias = statistics.gain_and_bias(self.norm_scale.float(), self.norm_shift.float())
+        if gain.shape[0] != 1:
+            raise ValueError(f"statistics of one frame can be applied, these are of {gain.shape[0]}")
+        x = F.relu(self.first(image))
+        for block in range(self.blocks):
+            y = x
+            for norm in (2 * block, 2 * block + 1):
+                weight = self.residual[norm].weight
+                folded = (weight * gain[0, norm, :, None, None, None]).to(weight.dtype)
+                y = F.relu(F.conv2d(y, folded, bias[0, norm].to(weight.dtype), padding=1))
+            x = x + y
+        return self._finish(x)
+
+    def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+        """Enhance pictures as `forward` does, and return the statistics found on the way.
+
+        With `statistics` given, these are applied and what each norm would have measured is returned; without, what
+        is measured is applied. Returns the pictures and Statistics with one frame for each of the N pictures.
+        """
+        x = F.relu(self.first(image))
+        means, variances = [], []
+        for block in range(self.blocks):
+            y = x
+            for norm in (2 * block, 2 * block + 1):
+                y = self.residual[norm](y)
+                mean, variance = moments(y)
+                means.append(mean)
+                variances.append(variance)
+                if statistics is not None:
+                    mean, variance = statistics.mean[:, norm], statistics.variance[:, norm]
+                gain = self.norm_scale[norm] * torch.rsqrt(variance + EPSILON)
+                bias = self.norm_shift[norm] - mean * gain
+                y = F.relu(torch.addcmul(bias[:, :, None, None].to(y.dtype), y, gain[:, :, None, None].to(y.dtype)))
+            x = x + y
+        return self._finish(x), Statistics(torch.stack(means, 1), torch.stack(variances, 1))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        for convolution in self.tail:
+            x = F.relu(convolution(x))
+        return torch.tanh(self.last(x)) * TANH_SCALE + TANH_OFFSET
