@@ -1,0 +1,83 @@
+"""What runs the network. `open_backend` is the only place that chooses."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dped_live.errors import BackendError
+from dped_live.generator import Generator
+from dped_live.statistics import Statistics
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Backend(Protocol):
+    """A generator on a device.
+
+    Pictures are float32 (1, 3, H, W), RGB in [0, 1], on `device`; results have the same shape, are NOT clamped and
+    belong to the caller. On a GPU the work is enqueued on the current stream and nothing is waited for. Used by one
+    thread at a time. Raises BackendError where a picture does not fit into memory.
+    """
+
+    device: torch.device
+    description: str
+    """For people: what runs, where, in which precision, and why so."""
+
+    def enhance(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Generator.forward on the device."""
+        ...
+
+    def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+        """Generator.measure on the device."""
+        ...
+
+
+def open_backend(generator: Generator, device: str = "auto", precision: Precision = "auto") -> Backend:
+    """Put a generator on a device.
+
+    device: "auto" (the first GPU that torch can use, else the CPU), "cpu", "cuda" or "cuda:N".
+    precision: "auto" is fp16 on a GPU, on a CPU bf16 where it has instructions for it, else fp32.
+    An explicit choice is honoured or raises BackendError.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return _open_cpu(generator, precision)
+    if device.split(":")[0] != "cuda":
+        raise BackendError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N")
+    return _open_cuda(generator, device, precision)
+
+
+def _open_cpu(generator: Generator, precision: Precision) -> Backend:
+    from dped_live.backends.torch_cpu import TorchCpuBackend
+
+    why = ""
+    if precision == "auto":
+        precision, why = ("bf16", ": this CPU has it") if _cpu_has_bf16() else ("fp32", ": this CPU has no fast bf16")
+    if precision == "fp16":
+        raise BackendError("fp16 is for GPUs; on a CPU use --precision bf16 or fp32")
+    return TorchCpuBackend(generator, _TYPES[precision], f"CPU, {precision}{why}")
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
+
+
+def _open_cuda(generator: Generator, device: str, precision: Precision) -> Backend:
+    from dped_live.backends.torch_cuda import TorchCudaBackend
+
+    if not torch.cuda.is_available():
+        built = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
+        raise BackendError(f"no device {device}: {built}; use --device cpu, or see https://pytorch.org for a CUDA build")
+    target = torch.device(device)
+    if target.index is not None and target.index >= torch.cuda.device_count():
+        raise BackendError(f"no device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    chosen: Precision = "fp16" if precision == "auto" else precision
+    name = torch.cuda.get_device_name(target)
+    return TorchCudaBackend(generator, target, _TYPES[chosen], f"{name}, {chosen}")

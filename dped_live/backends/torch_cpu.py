@@ -1,148 +1,234 @@
-"""The generator on a CPU, in bands of rows that stay in the processor's cache.
+"""The generator on a CPU, in bands of rows that stay in the processor's caches.
 
-A frame-wide layer-by-layer run spends most of its time moving activations: 64 channels at 1080p are half a gigabyte,
-and every fresh output is page-faulted in. Here two buffers live as long as the frame size does, and each layer walks
-down the picture band by band: normalise the band's input in place, convolve it, sum its output while it is still in
-cache, store it.
+Run frame by frame and layer by layer, the network spends most of its time on memory: 64 channels at 1080p are half a
+gigabyte in float32, and every fresh output of a layer is page-faulted in. Here two buffers live as long as the frame
+size does, and each layer walks down the picture band by band: normalise the band's input in place, convolve it, sum
+its output while that is still in cache, store it.
 
-The second of the two 3x3 convolutions of a block reads and writes the same buffer. Its output is stored one row
-higher than its input, which keeps the row of input that the next band still needs: a buffer's `top` says where row 0
-of the picture lies at the moment. Rows above and below the picture are kept at zero: they are the padding.
+    x   the input of a residual block and, after the block, its sum
+    r   what is on the way through a block
+
+A convolution from x to r disturbs nothing. One from r to r would overwrite the row that the next band needs as the
+neighbour of its first; so its output is stored one row higher than its input, and `top` says where row 0 of the
+picture lies in r. Rows above and below the picture are zero: they are the padding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dped_live.errors import BackendError
 from dped_live.generator import TANH_OFFSET, TANH_SCALE, Generator
 from dped_live.statistics import EPSILON, Statistics
 
-_BAND_BYTES = 1 << 20
-"""Activations of one band: small enough for a core's second-level cache, see benchmarks/NOTES.md."""
+_BAND_BYTES = 4 << 20
+"""One band's activations. A few megabytes share the last-level cache with the band's output; measured in
+benchmarks/NOTES.md."""
 
 
 class TorchCpuBackend:
-    """Runs a generator on the CPU.
+    """Runs a generator on the CPU; see backends.Backend.
 
-    precision: torch.float32 or torch.bfloat16 for weights and activations; sums, statistics, tanh and the result
-    are float32 or better in both.
+    precision: torch.float32 or torch.bfloat16, for weights and activations. Sums, statistics, tanh and the result
+    are float32 or better in both. The buffers for one frame size stay allocated until another size comes.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, generator: Generator, precision: torch.dtype) -> None:
-        self.precision = precision
+    def __init__(self, generator: Generator, precision: torch.dtype, description: str = "CPU") -> None:
+        self.description = description
+        self._precision = precision
         self._channels = generator.channels
-        self._blocks = generator.blocks
-
-        def weight(w: Tensor) -> Tensor:
-            return w.detach().to(precision).contiguous(memory_format=torch.channels_last)
-
-        self._first = weight(generator.first.weight), generator.first.bias.detach().to(precision)
-        self._residual = [weight(c.weight) for c in generator.residual]
+        self._norms = generator.norms
         self._scale = generator.norm_scale.detach().double()
         self._shift = generator.norm_shift.detach().double()
-        self._tail = [(weight(c.weight), c.bias.detach().to(precision)) for c in generator.tail]
-        self._last = (weight(_unshuffled(generator.last.weight.detach())),
-                      generator.last.bias.detach().repeat_interleave(4).to(precision))
+        # Full-precision weights of the residual blocks: statistics are folded into them before rounding.
+        self._residual = [c.weight.detach() for c in generator.residual]  # type: ignore[union-attr]
+        self._first = self._weights(generator.first.weight, generator.first.bias)
+        self._tail = [self._weights(c.weight, c.bias) for c in generator.tail]  # type: ignore[arg-type]
+        self._last = self._weights(*_four_pixels_at_once(generator.last.weight, generator.last.bias))
+        # A layer from r to r moves the picture up by a row; there are B + 1 of them, then a 9x9 layer reads 4 above.
+        self._margin = generator.blocks + 1 + 4
         self._size = (0, 0)
+        self._x = self._r = torch.empty(0)
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:
-        return self.measure(image, statistics)[0]
-
-    def measure(self, image, statistics=None):
         with torch.inference_mode():
-            return self._run(image, statistics)
+            return self._run(image, statistics, fold=statistics is not None)[0]
 
-    def _allocate(self, height, width):
-        if self._size == (height, width):
-            return
-        C = self._channels
-        self._x = torch.zeros((height + 2, width, C), dtype=self.precision)
-        self._margin = self._blocks + 1 + 4
-        self._r = torch.zeros((self._margin + height + 5, width, C), dtype=self.precision)
-        self._size = (height, width)
+    def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+        with torch.inference_mode():
+            enhanced, means, variances = self._run(image, statistics, fold=False)
+            return enhanced, Statistics(torch.stack(means)[None].float(), torch.stack(variances)[None].float())
 
-    def _run(self, image, given):
+    def _run(
+        self, image: Tensor, given: Statistics | None, fold: bool
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """fold: `given` goes into the weights and nothing is measured."""
         height, width = image.shape[2:]
         self._allocate(height, width)
-        rows = max(1, _BAND_BYTES // (width * self._channels * self._x.element_size()))
-        bands = [(y, min(height, y + rows)) for y in range(0, height, rows)]
-        X, R = self._x, self._r
-        pixels = height * width
-        top = self._margin
-        R[:top].zero_()
-        R[top + height:].zero_()
-        padded = F.pad(image.to(self.precision), (0, 0, 4, 4)).contiguous(memory_format=torch.channels_last)
-        for y, end in bands:
-            out = F.conv2d(padded[:, :, y:end + 8], *self._first, padding=(0, 4))
-            torch.clamp_min(out[0].permute(1, 2, 0), 0, out=X[1 + y:1 + end])
-        means, variances = [], []
-        gain = bias = None
-        for layer in range(2 * self._blocks + 1):
-            joins = layer % 2 == 0
-            tail = layer == 2 * self._blocks
-            w, b = self._tail[0] if tail else (self._residual[layer], None)
-            total = torch.zeros(self._channels, dtype=torch.float64)
-            squares = torch.zeros(self._channels, dtype=torch.float64)
+        x, r, top = self._x, self._r, self._margin
+        r[:top] = 0
+        r[top + height :] = 0
+        self._first_layer(image)
+
+        means: list[Tensor] = []
+        variances: list[Tensor] = []
+        gain = bias = None  # of the norm that r still waits for
+        for layer in range(self._norms + 1):
+            in_tail = layer == self._norms
+            joins = layer % 2 == 0  # reads x, after the block before has been added to it
+            weight, weight_bias = self._tail[0] if in_tail else self._layer(layer, given if fold else None)
+            activate = in_tail or fold
+            sums = _Moments(self._channels)
             ready = 0
-            for y, end in bands:
+            for y, end in self._bands(height, width):
+                # The band's convolution reads one row below it.
                 ahead = min(height, end + 1)
+                part = r[top + ready : top + ahead]
                 if gain is not None:
-                    part = R[top + ready:top + ahead]
                     torch.addcmul(bias, part, gain, out=part).relu_()
-                    if joins:
-                        X[1 + ready:1 + ahead] += part
+                if joins and layer > 0:
+                    x[1 + ready : 1 + ahead] += part
                 ready = ahead
-                source = X[y:end + 2] if joins else R[top + y - 1:top + end + 1]
-                out = F.conv2d(source.permute(2, 0, 1)[None], w, b, padding=(0, 1))
-                out = out[0].permute(1, 2, 0)
-                at = top + y - (0 if joins else 1)
-                if tail:
-                    torch.clamp_min(out, 0, out=R[at:at + end - y])
-                    continue
-                R[at:at + end - y] = out
-                m, v = torch.batch_norm_update_stats(out.permute(2, 0, 1)[None], None, None, 0.0)
-                m = m.double()
-                n = (end - y) * width
-                total += m * n
-                squares += (v.double() + m * m) * n
+                source = x[y : end + 2] if joins else r[top + y - 1 : top + end + 1]
+                convolved = _convolve(source, weight, weight_bias)
+                if not activate:
+                    sums.add(convolved)
+                at = top + y if joins else top + y - 1
+                _store(convolved, r[at : at + end - y], activate)
             if not joins:
                 top -= 1
-                R[top + height] = 0
-            if not tail:
-                m = total / pixels
-                v = (squares / pixels - m * m).clamp_min_(0)
-                means.append(m); variances.append(v)
-                if given is not None:
-                    m, v = given.mean[0, layer].double(), given.variance[0, layer].double()
-                g = self._scale[layer] * torch.rsqrt(v + EPSILON)
-                bias = (self._shift[layer] - m * g).to(self.precision)
-                gain = g.to(self.precision)
-        for y, end in bands:
-            out = F.conv2d(R[top + y - 1:top + end + 1].permute(2, 0, 1)[None], *self._tail[1], padding=(0, 1))
-            torch.clamp_min(out[0].permute(1, 2, 0), 0, out=R[top + y - 1:top + end - 1])
+                r[top + height] = 0
+            if activate:
+                gain = bias = None
+                continue
+            mean, variance = sums.result()
+            means.append(mean)
+            variances.append(variance)
+            if given is not None:
+                mean, variance = given.mean[0, layer].double(), given.variance[0, layer].double()
+            exact_gain = self._scale[layer] * torch.rsqrt(variance + EPSILON)
+            bias = (self._shift[layer] - mean * exact_gain).to(self._precision)
+            gain = exact_gain.to(self._precision)
+
+        for y, end in self._bands(height, width):
+            convolved = _convolve(r[top + y - 1 : top + end + 1], *self._tail[1])
+            _store(convolved, r[top + y - 1 : top + end - 1], activate=True)
         top -= 1
-        R[top + height:].zero_()
+        r[top + height :] = 0
+        return self._last_layer(r[top - 4 :], height, width), means, variances
+
+    def _allocate(self, height: int, width: int) -> None:
+        if self._size == (height, width):
+            return
+        self._size = (0, 0)
+        self._x = self._r = torch.empty(0)
+        x_shape = (height + 2, width, self._channels)
+        # Below: 4 rows of padding for the last layer and 1 for an odd height, computed in pairs of rows.
+        r_shape = (self._margin + height + 5, width, self._channels)
+        needed = (x_shape[0] + r_shape[0]) * width * self._channels * self._precision.itemsize
+        available = psutil.virtual_memory().available
+        if needed > 0.9 * available:
+            raise BackendError(
+                f"a {width}x{height} picture needs {needed / 1e9:.1f} GB of memory in this precision and "
+                f"{available / 1e9:.1f} GB are free; use --precision bf16 or a smaller picture"
+            )
+        self._x = torch.zeros(x_shape, dtype=self._precision)
+        self._r = torch.zeros(r_shape, dtype=self._precision)
+        self._size = (height, width)
+
+    def _bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
+        """First row and end row of each band; every band but the last has an even number of rows."""
+        rows = max(2, _BAND_BYTES // (width * self._channels * self._precision.itemsize) // 2 * 2)
+        for y in range(0, height, rows):
+            yield y, min(height, y + rows)
+
+    def _weights(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight = weight.detach().to(self._precision).contiguous(memory_format=torch.channels_last)
+        return weight, None if bias is None else bias.detach().to(self._precision)
+
+    def _layer(self, layer: int, given: Statistics | None) -> tuple[Tensor, Tensor | None]:
+        weight = self._residual[layer]
+        if given is None:
+            return self._weights(weight, None)
+        gain = self._scale[layer] * torch.rsqrt(given.variance[0, layer].double() + EPSILON)
+        bias = self._shift[layer] - given.mean[0, layer].double() * gain
+        return self._weights(weight * gain[:, None, None, None], bias)
+
+    def _first_layer(self, image: Tensor) -> None:
+        height, width = self._size
+        padded = F.pad(image.to(self._precision), (0, 0, 4, 4)).contiguous(memory_format=torch.channels_last)
+        for y, end in self._bands(height, width):
+            convolved = F.conv2d(padded[:, :, y : end + 8], *self._first, padding=(0, 4))
+            _store(convolved[0].permute(1, 2, 0), self._x[1 + y : 1 + end], activate=True)
+
+    def _last_layer(self, padded: Tensor, height: int, width: int) -> Tensor:
+        """padded: rows of r from 4 above the picture on."""
         result = torch.empty((1, 3, height, width))
-        for y in range(0, height, 2 * ((rows + 1) // 2)):
-            end = min(height, y + 2 * ((rows + 1) // 2))
-            even = end + (end - y) % 2
-            out = F.conv2d(R[top + y - 4:top + even + 4].permute(2, 0, 1)[None], *self._last, stride=2,
-                           padding=(0, 4 + width % 2))
-            out = F.pixel_shuffle(out.float(), 2)[:, :, :end - y, width % 2:width % 2 + width]
-            result[:, :, y:end] = torch.tanh(out) * TANH_SCALE + TANH_OFFSET
-        stats = Statistics(torch.stack(means)[None].float(), torch.stack(variances)[None].float())
-        return result, stats
+        # An odd width needs one more column on the right; padding is symmetric, so the left gets it too.
+        odd = width % 2
+        for y, end in self._bands(height, width):
+            even_end = end + (end - y) % 2
+            pairs = F.conv2d(_as_picture(padded[y : even_end + 8]), *self._last, stride=2, padding=(0, 4 + odd))
+            band = F.pixel_shuffle(pairs.float(), 2)[:, :, : end - y, odd : odd + width]
+            torch.tanh(band, out=result[:, :, y:end])
+        return result.mul_(TANH_SCALE).add_(TANH_OFFSET)
 
 
-def _unshuffled(weight: Tensor) -> Tensor:
-    """The 9x9 convolution as a 10x10 one of stride 2 that gives four pixels at once (pixel_shuffle order)."""
+class _Moments:
+    """Mean and variance of each channel over bands: each band's in float32, the bands' in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self._sum = torch.zeros(channels, dtype=torch.float64)
+        self._squares = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, band: Tensor) -> None:
+        """band: (rows, width, channels)."""
+        # Momentum and the running statistics are not used. The only call that reads a channels-last band once, at
+        # memory speed; over a whole frame its one float32 sum would lose digits.
+        mean, variance = torch.batch_norm_update_stats(_as_picture(band), None, None, 0.0)
+        count = band.shape[0] * band.shape[1]
+        self._count += count
+        self._sum += mean.double() * count
+        self._squares += (variance.double() + mean.double().square()) * count
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        mean = self._sum / self._count
+        return mean, (self._squares / self._count - mean.square()).clamp_min_(0)
+
+
+def _as_picture(rows: Tensor) -> Tensor:
+    """(rows, width, channels) seen as a channels-last (1, channels, rows, width); no copy."""
+    return rows.permute(2, 0, 1)[None]
+
+
+def _convolve(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """3x3 over rows that bring their own padding above and below; (rows, width, C) -> (rows - 2, width, C)."""
+    return F.conv2d(_as_picture(rows), weight, bias, padding=(0, 1))[0].permute(1, 2, 0)
+
+
+def _store(values: Tensor, target: Tensor, activate: bool) -> None:
+    if activate:
+        torch.clamp_min(values, 0, out=target)
+    else:
+        target.copy_(values)
+
+
+def _four_pixels_at_once(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The 9x9 layer to 3 channels as a 10x10 one with stride 2 to 12, in the order of pixel_shuffle.
+
+    Exactly the same sums; with 3 output channels a processor's vector units stay empty, with 12 they do not.
+    """
     out, channels = weight.shape[:2]
     wide = weight.new_zeros((out, 2, 2, channels, 10, 10))
     for dy in range(2):
         for dx in range(2):
-            wide[:, dy, dx, :, dy:dy + 9, dx:dx + 9] = weight
-    return wide.reshape(out * 4, channels, 10, 10)
+            wide[:, dy, dx, :, dy : dy + 9, dx : dx + 9] = weight.detach()
+    return wide.reshape(4 * out, channels, 10, 10), bias.detach().repeat_interleave(4)
