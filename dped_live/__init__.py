@@ -1,0 +1,1 @@
+"""DPED on photos and video: the picture of a cheap camera as if a good one had taken it."""

@@ -24,7 +24,9 @@ class Enhancer:
     Not thread-safe: one thread uses it at a time.
     """
 
-    def __init__(self, backend: Backend, output: VideoFormat, strength: float = 1.0, before_after: bool = False) -> None:
+    def __init__(
+        self, backend: Backend, output: VideoFormat, strength: float = 1.0, before_after: bool = False
+    ) -> None:
         if not 0 <= strength <= 1:
             raise ValueError(f"strength is from 0 to 1, not {strength}")
         self._backend = backend
@@ -118,4 +120,3 @@ class _Staging:
             target.copy_(plane, non_blocking=True)
         torch.cuda.current_stream(self._device).synchronize()
         return tuple(plane.numpy() for plane in host)
-

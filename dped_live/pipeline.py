@@ -148,8 +148,9 @@ def run(
     stages = [("source", read), ("enhancer", enhance)]
     threads = [threading.Thread(target=guarded(stage, work), name=stage, daemon=True) for stage, work in stages]
     threads += [
-        threading.Thread(target=guarded(f"sink {index}", lambda index=index: write(index)), name=f"sink {index}",
-                         daemon=True)
+        threading.Thread(
+            target=guarded(f"sink {index}", lambda index=index: write(index)), name=f"sink {index}", daemon=True
+        )
         for index in range(len(sinks))
     ]
     for thread in threads:

@@ -74,7 +74,9 @@ def _open_cuda(generator: Generator, device: str, precision: Precision) -> Backe
 
     if not torch.cuda.is_available():
         built = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
-        raise BackendError(f"no device {device}: {built}; use --device cpu, or see https://pytorch.org for a CUDA build")
+        raise BackendError(
+            f"no device {device}: {built}; use --device cpu, or see https://pytorch.org for a CUDA build"
+        )
     target = torch.device(device)
     if target.index is not None and target.index >= torch.cuda.device_count():
         raise BackendError(f"no device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")

@@ -66,9 +66,7 @@ class TorchCpuBackend:
             enhanced, means, variances = self._run(image, statistics, fold=False)
             return enhanced, Statistics(torch.stack(means)[None].float(), torch.stack(variances)[None].float())
 
-    def _run(
-        self, image: Tensor, given: Statistics | None, fold: bool
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def _run(self, image: Tensor, given: Statistics | None, fold: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """fold: `given` goes into the weights and nothing is measured."""
         height, width = image.shape[2:]
         self._allocate(height, width)

@@ -57,12 +57,16 @@ def encoded_format(source: VideoFormat, codec: str) -> VideoFormat:
     """
     supported = {fmt.name for fmt in _encoder(codec).video_formats or []}
     pixel = source.pixel_format
-    layout = "420" if pixel.kind != "yuv" else {(1, 1): "420", (1, 0): "422", (0, 0): "444"}[
-        (pixel.chroma_shift_x, pixel.chroma_shift_y)
-    ]
+    layout = (
+        "420"
+        if pixel.kind != "yuv"
+        else {(1, 1): "420", (1, 0): "422", (0, 0): "444"}[(pixel.chroma_shift_x, pixel.chroma_shift_y)]
+    )
     if (layout == "420" and source.height % 2) or (layout != "444" and source.width % 2):
         layout = "444"
-    suffixes = {8: ["", "10le"], 10: ["10le", "12le", ""], 12: ["12le", "10le", ""]}.get(pixel.depth, ["12le", "10le", ""])
+    suffixes = {8: ["", "10le"], 10: ["10le", "12le", ""], 12: ["12le", "10le", ""]}.get(
+        pixel.depth, ["12le", "10le", ""]
+    )
     if pixel.kind == "rgb":
         suffixes = ["" if pixel.depth == 8 else "10le", ""]
     names = [f"yuv{shape}p{suffix}" for shape in dict.fromkeys((layout, "444", "422", "420")) for suffix in suffixes]

@@ -240,3 +240,6 @@ _CONTAINERS = {
     ".tiff": _TIFF,
     ".bmp": _Container("BMP", _bmp, 2**31 - 1, False),
 }
+
+PHOTO_SUFFIXES = frozenset(_CONTAINERS)
+"""The suffixes, in lower case, of the formats that photos can be written in."""

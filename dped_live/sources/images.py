@@ -6,7 +6,6 @@ import math
 import re
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ Image.MAX_IMAGE_PIXELS = None
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 
 # What Pillow raises for damaged files, found by damaging files at random.
-_DAMAGE = (Exception,)
+_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 
 PHOTO_TAGS = frozenset(
     (
@@ -70,7 +69,8 @@ class Photo:
 def is_photo(path: Path) -> bool:
     """Whether a file holds a JPEG, PNG, WebP, TIFF or BMP picture that is no animation, whatever its name.
 
-    Decodes no pixels: read_photo may still find them damaged. Raises InputError if the file cannot be opened.
+    Decodes no pixels: read_photo may still find them damaged. Raises InputError if the file cannot be opened, or if it
+    begins as a picture does but its header is damaged.
     """
     try:
         with _opened(path) as image:
@@ -92,8 +92,8 @@ def read_photo(path: Path) -> Photo:
             raise InputError(f"{path}: {image.width}x{image.height} is over {MAX_PIXELS:,} pixels; scale it down first")
         if _is_animation(image):
             raise InputError(f"{path}: an animation, not a photo")
-        if isinstance(image, TiffImageFile) and image.tag_v2.get(Base.NewSubfileType, 0) & 1:
-            raise InputError(f"{path}: its first picture is a preview (a camera's raw file?); export it as full TIFF")
+        if isinstance(image, TiffImageFile):
+            _check_tiff(path, image)
         if (pictures := getattr(image, "n_frames", 1)) > 1:
             notes.append(f"only the first of its {pictures} pictures is enhanced")
 
@@ -134,8 +134,10 @@ def _opened(path: Path) -> Iterator[ImageFile]:
     """The picture with its header read; whatever Pillow raises while it is open becomes an InputError."""
     try:
         # Pillow warns of odd metadata, which is nothing that the user could do something about.
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
-            yield image
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+            # Given a path, Pillow 13 maps the file into memory, and mixes up the rows of a TIFF that is to be turned.
+            with Image.open(file, formats=_FORMATS) as image:
+                yield image
     except UnidentifiedImageError:
         raise _UnknownFormatError(f"{path}: no JPEG, PNG, WebP, TIFF or BMP picture, or a damaged one") from None
     except _DAMAGE as error:
@@ -149,11 +151,22 @@ def _is_animation(image: ImageFile) -> bool:
     return image.format in ("PNG", "WEBP") and bool(getattr(image, "is_animated", False))
 
 
+def _check_tiff(path: Path, image: TiffImageFile) -> None:
+    tags = image.tag_v2
+    if tags.get(Base.NewSubfileType, 0) & 1:
+        raise InputError(f"{path}: its first picture is a preview (a camera's raw file?); export it as full TIFF")
+    # Neither Pillow nor OpenCV knows this layout, and both return noise.
+    if 16 in tags.get(Base.BitsPerSample, ()) and tags.get(Base.PlanarConfiguration) == 2:
+        raise InputError(f"{path}: 16-bit channels one after the other; save it as interleaved TIFF")
+
+
 def _is_16_bit(image: ImageFile) -> bool:
     """Whether the channels have 16 bits, of which Pillow keeps 8 in all but grey pictures."""
-    if image.format not in ("PNG", "TIFF") or image.mode not in ("I;16", "I;16B", "RGB", "RGBA"):
+    if image.mode not in ("I;16", "I;16B", "RGB", "RGBA"):
         return False
-    return ";16" in str(image.tile[0].args)  # the name of the layout in the file, and for TIFF more
+    if isinstance(image, TiffImageFile):
+        return 16 in image.tag_v2.get(Base.BitsPerSample, ())
+    return image.format == "PNG" and ";16" in str(image.tile[0].args)  # the name of the layout in the file
 
 
 _Decoded = tuple[np.ndarray, np.ndarray | None, bytes | None]
@@ -204,8 +217,7 @@ def _decode_16_bit(path: Path, image: ImageFile, notes: list[str]) -> _Decoded:
         profile = None
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    # OpenCV takes channels that are stored one after the other for interleaved ones.
-    if pixels is None or pixels.dtype != np.uint16 or tags.get(Base.PlanarConfiguration) == 2:
+    if pixels is None or pixels.dtype != np.uint16:
         raise InputError(f"{path}: 16 bits in an uncommon layout; save it as 16-bit PNG or interleaved TIFF")
     if pixels.ndim == 2:
         if tags.get(Base.PhotometricInterpretation) == 0:  # white is zero
@@ -253,8 +265,8 @@ def _tiff_exif(image: TiffImageFile) -> bytes | None:
 
 
 def _as_bytes(value: Any) -> Any:
-    """Text as it was before Pillow decoded it, because it would write "?" for all that is not ASCII."""
-    return value.encode("latin-1") if isinstance(value, str) else value
+    """Text that is not ASCII as it was before Pillow decoded it, because it would write "?"."""
+    return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
 def _upright(block: bytes) -> tuple[bytes, int | None]:
