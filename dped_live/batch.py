@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dped_live.backends import Backend
@@ -18,8 +18,8 @@ from dped_live.sources.file import FileSource
 from dped_live.sources.images import is_photo, read_photo
 
 _VIDEO_SUFFIXES = frozenset(
-    ".3gp .asf .avi .flv .gif .h264 .hevc .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogv .ts .vob .webm "
-    ".wmv".split()
+    {".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
+    | {".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
 """What counts as a video in a folder. A file named on the command line is tried whatever its name."""
 
@@ -42,7 +42,7 @@ class Settings:
 
     strength: float = 1.0
     before_after: bool = False
-    encoding: Encoding = Encoding()
+    encoding: Encoding = field(default_factory=Encoding)
     audio: bool = True
     overwrite: bool = False
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(line: str) -> None:
     tqdm.write(f"dped-live: {line}", file=sys.stderr)
+
+
+def _ignore(_line: str) -> None: ...
 
 
 def _enhance_parser() -> argparse.ArgumentParser:
@@ -156,7 +159,7 @@ def _enhance(arguments: list[str]) -> int:
     failed = len(errors)
     if not jobs:
         return 1
-    tell = (lambda line: None) if options.quiet else _say
+    tell = _ignore if options.quiet else _say
     with _fetch_progress(options.quiet) as fetched:
         generator = weights.load(options.model, progress=fetched, notify=tell)
     backend = open_backend(generator, options.device, options.precision)
@@ -218,7 +221,7 @@ def _interruptible() -> Iterator[threading.Event]:
     """Ctrl-C once sets the event; twice leaves at once."""
     stop = threading.Event()
 
-    def interrupted(number: int, frame: FrameType | None) -> None:
+    def interrupted(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             os._exit(130)
         stop.set()
@@ -271,7 +274,7 @@ def _fetch_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | N
     if quiet:
         yield None
         return
-    bars: dict[str, tqdm[None]] = {}
+    bars: dict[str, tqdm[NoReturn]] = {}
 
     def update(name: str, done: int, total: int) -> None:
         if name not in bars:

@@ -61,6 +61,11 @@ class Generator(nn.Module):
         """How many instance norms there are: two in each residual block."""
         return 2 * self.blocks
 
+    @property
+    def residual_weights(self) -> list[Tensor]:
+        """The convolutions before each norm, (C, C, 3, 3)."""
+        return [convolution.weight for convolution in self.residual if isinstance(convolution, nn.Conv2d)]
+
     def forward(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Enhance pictures.
 
@@ -78,7 +83,7 @@ class Generator(nn.Module):
         for block in range(self.blocks):
             y = x
             for norm in (2 * block, 2 * block + 1):
-                weight = self.residual[norm].weight
+                weight = self.residual_weights[norm]
                 folded = (weight * gain[0, norm, :, None, None, None]).to(weight.dtype)
                 y = F.relu(F.conv2d(y, folded, bias[0, norm].to(weight.dtype), padding=1))
             x = x + y

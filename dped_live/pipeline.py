@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from dped_live.channel import Cancelled, Channel
@@ -148,9 +149,7 @@ def run(
     stages = [("source", read), ("enhancer", enhance)]
     threads = [threading.Thread(target=guarded(stage, work), name=stage, daemon=True) for stage, work in stages]
     threads += [
-        threading.Thread(
-            target=guarded(f"sink {index}", lambda index=index: write(index)), name=f"sink {index}", daemon=True
-        )
+        threading.Thread(target=guarded(f"sink {index}", partial(write, index)), name=f"sink {index}", daemon=True)
         for index in range(len(sinks))
     ]
     for thread in threads:

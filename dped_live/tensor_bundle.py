@@ -26,7 +26,7 @@ FLOAT32 = 1  # DT_FLOAT of TensorFlow's types.proto
 
 # DPED's index has 1 KB, with the optimizer's state 3 KB; its tensors have 1.6 MB. The limits bound the time and memory
 # that a hostile file can cost.
-MAX_INDEX_SIZE = 1 << 20
+MAX_INDEX_SIZE = 1 << 16
 MAX_KEY_SIZE = 1 << 10
 MAX_TENSORS_SIZE = 1 << 26
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dped_live.errors import BackendError
 from dped_live.generator import TANH_OFFSET, TANH_SCALE, Generator
@@ -29,6 +29,10 @@ from dped_live.statistics import EPSILON, Statistics
 _BAND_BYTES = 4 << 20
 """One band's activations. A few megabytes share the last-level cache with the band's output; measured in
 benchmarks/NOTES.md."""
+
+
+_BAND_PIXELS = 1 << 15
+"""At most so many go into one float32 sum of the statistics."""
 
 
 class TorchCpuBackend:
@@ -48,9 +52,9 @@ class TorchCpuBackend:
         self._scale = generator.norm_scale.detach().double()
         self._shift = generator.norm_shift.detach().double()
         # Full-precision weights of the residual blocks: statistics are folded into them before rounding.
-        self._residual = [c.weight.detach() for c in generator.residual]  # type: ignore[union-attr]
+        self._residual = [weight.detach() for weight in generator.residual_weights]
         self._first = self._weights(generator.first.weight, generator.first.bias)
-        self._tail = [self._weights(c.weight, c.bias) for c in generator.tail]  # type: ignore[arg-type]
+        self._tail = [self._weights(c.weight, c.bias) for c in generator.tail if isinstance(c, nn.Conv2d)]
         self._last = self._weights(*_four_pixels_at_once(generator.last.weight, generator.last.bias))
         # A layer from r to r moves the picture up by a row; there are B + 1 of them, then a 9x9 layer reads 4 above.
         self._margin = generator.blocks + 1 + 4
@@ -77,7 +81,7 @@ class TorchCpuBackend:
 
         means: list[Tensor] = []
         variances: list[Tensor] = []
-        gain = bias = None  # of the norm that r still waits for
+        norm: tuple[Tensor, Tensor] | None = None  # gain and bias that r still waits for
         for layer in range(self._norms + 1):
             in_tail = layer == self._norms
             joins = layer % 2 == 0  # reads x, after the block before has been added to it
@@ -89,8 +93,8 @@ class TorchCpuBackend:
                 # The band's convolution reads one row below it.
                 ahead = min(height, end + 1)
                 part = r[top + ready : top + ahead]
-                if gain is not None:
-                    torch.addcmul(bias, part, gain, out=part).relu_()
+                if norm is not None:
+                    torch.addcmul(norm[1], part, norm[0], out=part).relu_()
                 if joins and layer > 0:
                     x[1 + ready : 1 + ahead] += part
                 ready = ahead
@@ -104,16 +108,15 @@ class TorchCpuBackend:
                 top -= 1
                 r[top + height] = 0
             if activate:
-                gain = bias = None
+                norm = None
                 continue
             mean, variance = sums.result()
             means.append(mean)
             variances.append(variance)
             if given is not None:
                 mean, variance = given.mean[0, layer].double(), given.variance[0, layer].double()
-            exact_gain = self._scale[layer] * torch.rsqrt(variance + EPSILON)
-            bias = (self._shift[layer] - mean * exact_gain).to(self._precision)
-            gain = exact_gain.to(self._precision)
+            gain = self._scale[layer] * torch.rsqrt(variance + EPSILON)
+            norm = gain.to(self._precision), (self._shift[layer] - mean * gain).to(self._precision)
 
         for y, end in self._bands(height, width):
             convolved = _convolve(r[top + y - 1 : top + end + 1], *self._tail[1])
@@ -143,7 +146,8 @@ class TorchCpuBackend:
 
     def _bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
         """First row and end row of each band; every band but the last has an even number of rows."""
-        rows = max(2, _BAND_BYTES // (width * self._channels * self._precision.itemsize) // 2 * 2)
+        pixels = min(_BAND_PIXELS, _BAND_BYTES // (self._channels * self._precision.itemsize))
+        rows = max(2, pixels // width // 2 * 2)
         for y in range(0, height, rows):
             yield y, min(height, y + rows)
 
@@ -219,7 +223,7 @@ def _store(values: Tensor, target: Tensor, activate: bool) -> None:
         target.copy_(values)
 
 
-def _four_pixels_at_once(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _four_pixels_at_once(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The 9x9 layer to 3 channels as a 10x10 one with stride 2 to 12, in the order of pixel_shuffle.
 
     Exactly the same sums; with 3 output channels a processor's vector units stay empty, with 12 they do not.
@@ -229,4 +233,4 @@ def _four_pixels_at_once(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     for dy in range(2):
         for dx in range(2):
             wide[:, dy, dx, :, dy : dy + 9, dx : dx + 9] = weight.detach()
-    return wide.reshape(4 * out, channels, 10, 10), bias.detach().repeat_interleave(4)
+    return wide.reshape(4 * out, channels, 10, 10), None if bias is None else bias.detach().repeat_interleave(4)

@@ -26,12 +26,13 @@ class TorchCudaBackend:
         self._precision = precision
         # fp32 was asked for where it is used: TF32 has the ten-bit mantissa of fp16.
         torch.backends.cudnn.allow_tf32 = False
-        module = copy.deepcopy(generator).to(device, precision)
-        self._generator = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._generator: Generator = copy.deepcopy(generator).to(device, precision)
+        self._generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:
         with torch.inference_mode(), _memory_error(image):
-            return self._generator.forward(self._input(image), statistics).float()
+            enhanced: Tensor = self._generator.forward(self._input(image), statistics)
+            return enhanced.float()
 
     def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
         with torch.inference_mode(), _memory_error(image):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -126,14 +127,17 @@ class FileSink:
             raise OutputError(f"{path}: {error.strerror}") from error
         codec = _encoder(encoding.codec)
         try:
-            self._video = self._container.add_stream(codec.name, frame_rate, options=_options(encoding))
+            stream = self._container.add_stream(codec.name, frame_rate, options=_options(encoding))
         except ValueError as error:
             raise OutputError(
                 f"{path}: {path.suffix} files cannot hold {encoding.codec}; use --codec for another, or .mkv"
             ) from error
+        if not isinstance(stream, av.VideoStream):
+            raise OutputError(f"{encoding.codec} is no encoder for video; try --codec {', '.join(_QUALITY)}")
+        self._video = stream
         self._configure_video()
         self._audio_out: av.AudioStream | None = None
-        self._audio_packets: Iterator[av.Packet] = iter(())
+        self._audio_packets: Iterator[av.Packet[av.AudioStream]] = iter(())
         if self._companion is not None:
             self._open_companion(self._companion)
         self._pending = next(self._audio_packets, None)
@@ -183,12 +187,13 @@ class FileSink:
 
     def _copied(
         self, container: av.container.InputContainer, source: av.AudioStream, target: av.AudioStream
-    ) -> Iterator[av.Packet]:
+    ) -> Iterator[av.Packet[av.AudioStream]]:
         assert self._companion is not None
-        shift = round(self._companion.start / source.time_base)
+        # Exact where the file has one clock, as all that need a shift do.
+        shift = round(self._companion.start / (source.time_base or 1))
         for packet in container.demux(source):
             # The last one is empty. What an edit list cuts off goes, but for what the decoder needs to start up.
-            if packet.dts is None or (packet.is_discard and packet.dts * packet.time_base < -_PRIMING):
+            if packet.dts is None or (packet.is_discard and _time(packet) < -_PRIMING):
                 continue
             packet.stream = target
             packet.dts -= shift
@@ -197,8 +202,7 @@ class FileSink:
 
     def write(self, frame: Frame) -> None:
         """Encode a frame of the sink's format. Reads the planes before it returns."""
-        tick = frame.pts / self._format.time_base
-        tick = round(tick)
+        tick = round(frame.pts / self._format.time_base)
         if self._last_tick is not None and tick <= self._last_tick:
             tick = self._last_tick + 1
             self._moved += 1
@@ -239,8 +243,7 @@ class FileSink:
         try:
             for packet in self._video.encode(picture):
                 self._packets += 1
-                if packet.dts is not None and packet.time_base is not None:
-                    self._copy_audio(until=packet.dts * packet.time_base)
+                self._copy_audio(until=_time(packet))
                 self._container.mux(packet)
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{self._path}: {_reason(error)}") from error
@@ -249,7 +252,7 @@ class FileSink:
         """Sound up to a time in seconds; to the end if None. Keeps the streams interleaved in the file."""
         while self._pending is not None:
             packet = self._pending
-            if until is not None and packet.dts * packet.time_base > until:
+            if until is not None and _time(packet) > until:
                 return
             self._container.mux(packet)
             self._pending = next(self._audio_packets, None)
@@ -282,12 +285,19 @@ def _options(encoding: Encoding) -> dict[str, str]:
 def _picture(frame: Frame, fmt: VideoFormat, tick: int) -> av.VideoFrame:
     picture = av.VideoFrame(fmt.width, fmt.height, fmt.pixel_format.name)
     for plane, source in zip(picture.planes, frame.planes, strict=True):
-        rows = np.frombuffer(plane, source.dtype).reshape(-1, plane.line_size // source.dtype.itemsize)
+        rows = np.frombuffer(memoryview(plane), source.dtype).reshape(-1, plane.line_size // source.dtype.itemsize)
         rows[: source.shape[0], : source.shape[1]] = source
     picture.pts = tick
     picture.time_base = fmt.time_base
     picture.duration = round((frame.duration or 0) / fmt.time_base)
     return picture
+
+
+def _time(packet: av.Packet[Any]) -> Fraction:
+    """Decoding time in seconds."""
+    assert packet.dts is not None
+    assert packet.time_base is not None
+    return packet.dts * packet.time_base
 
 
 def _carried(metadata: dict[str, str]) -> dict[str, str]:

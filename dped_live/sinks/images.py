@@ -6,7 +6,7 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -34,20 +34,35 @@ def write_photo(photo: Photo, path: Path, *, overwrite: bool = False, quality: i
     container = _CONTAINERS.get(path.suffix.lower())
     if container is None:
         raise OutputError(f"{path}: not a picture format known here; name it {', '.join(_CONTAINERS)}")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists; add -y to replace it")
-    video_format, alpha = photo.frame.format, photo.frame.alpha
-    size = f"{video_format.width}x{video_format.height}"
-    if max(video_format.width, video_format.height) > container.max_side:
-        raise OutputError(f"{path}: {size} is over {container.name}'s {container.max_side} pixels; name a .tif file")
+    with _explained(path):
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file in it")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists; add -y to replace it")
+    width, height, alpha = photo.frame.format.width, photo.frame.format.height, photo.frame.alpha
+    if max(width, height) > container.max_side:
+        limit = f"{container.name}'s {container.max_side} pixels"
+        raise OutputError(f"{path}: {width}x{height} is over {limit}; name a .tif file")
     if not container.has_alpha and alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
         raise OutputError(f"{path}: {container.name} has no alpha, and parts of the photo are transparent; name a .png")
 
     notes: list[str] = []
-    _write_whole(path, container.encode(photo, quality, notes))
+    data = container.encode(photo, quality, notes)
+    with _explained(path):
+        _write_whole(path, data)
     return tuple(notes)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise OutputError(f"{path}: there is no folder {path.parent}; make it first") from error
+    except PermissionError as error:
+        raise OutputError(f"{path}: the folder {path.parent} is not writable; name another one") from error
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}; nothing is written") from error
 
 
 def _write_whole(path: Path, data: bytes | bytearray) -> None:
@@ -61,15 +76,9 @@ def _write_whole(path: Path, data: bytes | bytearray) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise OutputError(f"{path}: there is no folder {path.parent}; make it first") from error
-        if isinstance(error, PermissionError):
-            raise OutputError(f"{path}: the folder {path.parent} is not writable; name another one") from error
-        if isinstance(error, OSError):
-            raise OutputError(f"{path}: {error.strerror}; nothing is written") from error
         raise
 
 
@@ -92,12 +101,12 @@ def _jpeg(photo: Photo, quality: int, notes: list[str]) -> bytes:
         icc_profile=photo.icc_profile,
         exif=exif,
         xmp=xmp,
-        dpi=photo.dpi if photo.dpi and max(photo.dpi) < 65535 else (0, 0),
+        dpi=photo.dpi or (0, 0),
     )
     return file.getvalue()
 
 
-def _webp(photo: Photo, quality: int, _: list[str]) -> bytes:
+def _webp(photo: Photo, quality: int, _notes: list[str]) -> bytes:
     file = BytesIO()
     Image.fromarray(_to_8_bits(_channels(photo.frame))).save(
         file,
@@ -112,7 +121,7 @@ def _webp(photo: Photo, quality: int, _: list[str]) -> bytes:
     return file.getvalue()
 
 
-def _bmp(photo: Photo, _: int, notes: list[str]) -> bytes:
+def _bmp(photo: Photo, _quality: int, notes: list[str]) -> bytes:
     if photo.icc_profile or photo.exif or photo.xmp:
         notes.append("BMP has no place for its ICC profile, EXIF or XMP")
     file = BytesIO()

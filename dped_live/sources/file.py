@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
 
 from dped_live.errors import InputError
 from dped_live.frame import PIXEL_FORMATS, ChromaLocation, Frame, Matrix, PixelFormat, VideoFormat
@@ -183,7 +183,7 @@ class FileSource:
         planes = []
         for index, plane in enumerate(picture.planes):
             samples = 3 if pixel.kind == "rgb" else 1
-            rows = np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)
+            rows = np.frombuffer(memoryview(plane), dtype).reshape(-1, plane.line_size // dtype.itemsize)
             if index == 0:
                 rows = rows[:height, : width * samples]
             else:
@@ -205,7 +205,7 @@ class FileSource:
     def _estimate(self) -> int | None:
         if self._stream.frames:
             return self._stream.frames
-        seconds = self._stream.duration and self._stream.duration * self._stream.time_base or self.duration
+        seconds = self._stream.duration * self.format.time_base if self._stream.duration else self.duration
         # Some files name their clock as their frame rate.
         return round(seconds * self.frame_rate) if seconds and self.frame_rate <= 240 else None
 
@@ -229,12 +229,12 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
 
 def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
     try:
-        data = picture.side_data.get(SideDataType.DISPLAYMATRIX)
+        data: Any = picture.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV does not know every kind of side data there is
         return None
     if data is None:
         return None
-    matrix = tuple(int(value) for value in np.frombuffer(bytes(data), "<i4", 9))
+    matrix = tuple(int(value) for value in np.frombuffer(memoryview(data), "<i4", 9))
     identity = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     return None if matrix == identity else matrix
 

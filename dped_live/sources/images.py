@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import warnings
@@ -15,7 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -26,21 +25,20 @@ from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
 MAX_PIXELS = 2**30
 """Larger pictures are refused: a small file that claims such a size would take all memory."""
 
-# Pillow's own bound would warn of a photo of 90 megapixels and refuse one of 180. read_photo applies MAX_PIXELS.
+# Pillow's own bound would warn of a photo of 90 megapixels and refuse one of 180: read_photo applies MAX_PIXELS.
 Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # 2**20 would make a PNG with a large ICC profile unreadable
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 
 # What Pillow raises for damaged files, found by damaging files at random.
 _DAMAGE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 
-PHOTO_TAGS = frozenset(
-    (
-        *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime, Base.Artist, Base.Copyright),
-        *(Base.HostComputer, Base.Rating, Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
-        *(IFD.Exif, IFD.GPSInfo),
-    )
-)
+PHOTO_TAGS = {
+    *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime, Base.Artist, Base.Copyright),
+    *(Base.HostComputer, Base.Rating, Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
+    *(IFD.Exif, IFD.GPSInfo),
+}
 """The tags of a TIFF that tell of the photo, rather than of how its pixels are stored."""
 
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))([1-8])')
@@ -97,10 +95,10 @@ def read_photo(path: Path) -> Photo:
         if (pictures := getattr(image, "n_frames", 1)) > 1:
             notes.append(f"only the first of its {pictures} pictures is enhanced")
 
-        # load() forgets how the pixels are stored, and what it can do to a TIFF is in _exif.
         is_16_bit = _is_16_bit(image)
         exif, orientation = _exif(image, notes)
-        image.load()  # for 16 bits as well: Pillow finds damage where OpenCV returns a picture that is partly black
+        # Not before, for it closes a TIFF. For 16 bits as well: of a damaged file, OpenCV prints and tells no reason.
+        image.load()
 
         xmp = _xmp(image)
         if orientation is None and xmp and (match := _XMP_ORIENTATION.search(xmp)):
@@ -133,11 +131,11 @@ class _UnknownFormatError(InputError):
 def _opened(path: Path) -> Iterator[ImageFile]:
     """The picture with its header read; whatever Pillow raises while it is open becomes an InputError."""
     try:
-        # Pillow warns of odd metadata, which is nothing that the user could do something about.
-        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
-            # Given a path, Pillow 13 maps the file into memory, and mixes up the rows of a TIFF that is to be turned.
-            with Image.open(file, formats=_FORMATS) as image:
-                yield image
+        # Pillow warns of odd metadata, about which the user could do nothing. Given a path, it maps some files into
+        # memory, and then (13.0) returns mixed-up rows for a TIFF that is to be turned.
+        quiet = warnings.catch_warnings(action="ignore")
+        with quiet, path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+            yield image
     except UnidentifiedImageError:
         raise _UnknownFormatError(f"{path}: no JPEG, PNG, WebP, TIFF or BMP picture, or a damaged one") from None
     except _DAMAGE as error:
@@ -176,8 +174,10 @@ _Decoded = tuple[np.ndarray, np.ndarray | None, bytes | None]
 def _decode_8_bit(path: Path, image: ImageFile, notes: list[str]) -> _Decoded:
     if image.mode.startswith(("I", "F")):
         raise InputError(f"{path}: its pixels are neither 8 nor 16 bits deep; save it as 16-bit TIFF or PNG")
-    rgb, icc_profile = _to_rgb(image, notes)
-    alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
+    # Grey multiplied by alpha: Pillow converts it to nothing else.
+    picture = image.convert("LA") if image.mode == "La" else image
+    rgb, icc_profile = _to_rgb(picture, notes)
+    alpha = np.array(picture.convert("RGBA").getchannel("A")) if picture.has_transparency_data else None
     return np.array(rgb), alpha, icc_profile
 
 
@@ -191,7 +191,7 @@ def _to_rgb(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes | 
         try:
             cms_profile = ImageCms.ImageCmsProfile(BytesIO(profile))
             return _to_srgb(image if image.mode == "CMYK" else image.convert("L"), cms_profile), None
-        except OSError:
+        except (OSError, ValueError):
             notes.append("its ICC profile is damaged and is dropped")
             profile = None
     elif profile and space != b"RGB ":
@@ -199,8 +199,6 @@ def _to_rgb(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes | 
         profile = None
     if image.mode == "CMYK" and not profile:
         notes.append("its colours are approximate, for it is CMYK without an ICC profile")
-    if image.mode == "La":  # grey times alpha, which convert() knows as the way to LA only
-        image = image.convert("LA")
     return image.convert("RGB"), profile
 
 
@@ -235,20 +233,17 @@ def _decode_16_bit(path: Path, image: ImageFile, notes: list[str]) -> _Decoded:
 
 
 def _exif(image: ImageFile, notes: list[str]) -> tuple[bytes | None, int | None]:
-    """The EXIF of an upright photo, and the orientation that the file's own EXIF tells, if it tells one.
-
-    To be called before load(), which closes a TIFF, and turns it upright.
-    """
+    """The EXIF for the photo once it is upright, and how it must be turned, None if EXIF does not tell."""
     try:
         if isinstance(image, TiffImageFile):
-            return _tiff_exif(image), 1
+            return _tiff_exif(image), 1  # for Pillow and OpenCV turn a TIFF themselves
         block = image.info.get("exif")
         if block is None and (text := image.info.get("Raw profile type exif")):  # PNG from older ImageMagick
             block = bytes.fromhex("".join(text.split("\n")[3:]))
         return _upright(block) if block else (None, None)
     except _DAMAGE:
         notes.append("its EXIF is damaged and is dropped")
-        return None, None
+        return None, 1
 
 
 def _tiff_exif(image: TiffImageFile) -> bytes | None:
@@ -299,7 +294,7 @@ def _xmp(image: ImageFile) -> bytes | None:
 
 def _dpi(image: ImageFile) -> tuple[float, float] | None:
     x, y = (float(value) for value in image.info.get("dpi", (0, 0)))
-    return (x, y) if 0 < x < math.inf and 0 < y < math.inf else None
+    return (x, y) if 0 < x < 65535 and 0 < y < 65535 else None  # zero, unknown, or more than JPEG has digits for
 
 
 def _turn(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
