@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dped_live.backends import Backend
 from dped_live.enhance import Enhancer, side_by_side_format
-from dped_live.errors import DpedError, InputError
+from dped_live.errors import DpedError, InputError, OutputError
+from dped_live.partial import PartialFile
 from dped_live.pipeline import Stats, run
 from dped_live.sinks.file import Companion, Encoding, FileSink, encoded_format
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
@@ -68,16 +69,18 @@ def plan(
     """
     jobs: list[Job] = []
     errors: list[DpedError] = []
-    several = len(inputs) > 1 or any(path.is_dir() for path in inputs)
-    into_folder = output is not None and (several or output.is_dir())
-    targets: dict[Path, Path] = {}
+    several = len(inputs) > 1 or any(_is_folder(path) for path in inputs)
+    into_folder = output is not None and (several or _is_folder(output))
+    found: dict[Path, Path] = {}
     for given in inputs:
         try:
-            found = list(_expand(given, recursive))
+            found.update(_expand(given, recursive))
         except DpedError as error:
             errors.append(error)
-            continue
-        for source, folder in found:
+    originals = {source.resolve() for source in found}
+    targets: dict[Path, Path] = {}
+    for source, folder in found.items():
+        try:
             photo = is_photo(source)
             name = _target_name(source, photo, before_after)
             if output is None:
@@ -88,33 +91,47 @@ def plan(
                 target = output / folder / name
                 plain = target.with_name(source.stem + Path(name).suffix)
                 target = target if before_after or _same_file(plain, source) else plain
+            if photo and target.suffix.lower() not in PHOTO_SUFFIXES:
+                raise OutputError(f"{target}: {source} is a photo; name it {', '.join(sorted(PHOTO_SUFFIXES))}")
             if _same_file(target, source):
-                errors.append(InputError(f"{source}: would be replaced by its own result; name another with -o"))
-            elif (other := targets.setdefault(target, source)) != source:
-                errors.append(InputError(f"{source}: its result would be {target}, as that of {other}; use another -o"))
-            else:
-                jobs.append(Job(source, target, photo))
+                raise InputError(f"{source}: would be replaced by its own result; name another with -o")
+            if target.resolve() in originals:
+                raise InputError(f"{source}: its result would replace {target}, another input; use another -o")
+            if (other := targets.setdefault(target, source)) != source:
+                raise InputError(f"{source}: its result would be {target}, as that of {other}; use another -o")
+        except DpedError as error:
+            errors.append(error)
+        else:
+            jobs.append(Job(source, target, photo))
     return jobs, errors
 
 
 def _expand(given: Path, recursive: bool) -> Iterable[tuple[Path, Path]]:
     """Files, each with its folder relative to the folder that was named."""
-    if not given.is_dir():
-        if not given.exists():
-            raise InputError(f"{given}: no such file")
-        if not given.is_file():
-            raise InputError(f"{given}: not a regular file")
-        return [(given, Path())]
-    files = sorted(given.rglob("*") if recursive else given.iterdir())
-    found = [
-        (file, file.parent.relative_to(given))
-        for file in files
-        if file.is_file() and (file.suffix.lower() in _VIDEO_SUFFIXES or is_photo(file))
-    ]
+    try:
+        if not given.is_dir():
+            if not given.exists():
+                raise InputError(f"{given}: no such file")
+            if not given.is_file():
+                raise InputError(f"{given}: not a regular file")
+            return [(given, Path())]
+        files = sorted(given.rglob("*") if recursive else given.iterdir())
+        found = [(file, file.parent.relative_to(given)) for file in files if file.is_file() and _is_wanted(file)]
+    except OSError as error:
+        raise InputError(f"{given}: {error.strerror}") from error
     if not found:
         more = "" if recursive else "; add -r for the folders in it"
         raise InputError(f"{given}: no photo or video in this folder{more}")
     return found
+
+
+def _is_wanted(file: Path) -> bool:
+    if file.suffix.lower() in _VIDEO_SUFFIXES:
+        return True
+    try:
+        return is_photo(file)
+    except InputError:
+        return True  # it cannot be opened, or is a photo with a damaged header: not to be passed over in silence
 
 
 def _target_name(source: Path, photo: bool, before_after: bool) -> str:
@@ -123,17 +140,35 @@ def _target_name(source: Path, photo: bool, before_after: bool) -> str:
     return f"{source.stem}_{'before_after' if before_after else 'dped'}{suffix}"
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _same_file(a: Path, b: Path) -> bool:
-    return a.exists() and a.samefile(b)
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: this folder cannot be made: {error.strerror}; use another -o") from error
 
 
 def enhance_photo(job: Job, backend: Backend, settings: Settings, notify: Callable[[str], None]) -> Outcome:
     """Read, enhance and write one photo. Raises DpedError; notify gets what a user should know of the result."""
     begin = time.monotonic()
     photo = read_photo(job.source)
+    _make_folder(job.target.parent)
+    PartialFile(job.target, settings.overwrite)  # refuses now what write_photo would refuse after all the work
     enhancer = Enhancer(backend, photo.frame.format, settings.strength, settings.before_after)
     enhanced = replace(photo, frame=enhancer.enhance(photo.frame))
-    job.target.parent.mkdir(parents=True, exist_ok=True)
     for note in (*photo.notes, *write_photo(enhanced, job.target, overwrite=settings.overwrite)):
         notify(f"{job.source}: {note}")
     return Outcome(1, time.monotonic() - begin)
@@ -156,7 +191,7 @@ def enhance_video(
     try:
         fmt = side_by_side_format(source.format) if settings.before_after else source.format
         encoded = encoded_format(fmt, settings.encoding.codec)
-        job.target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(job.target.parent)
         companion = Companion(job.source, source.start, settings.audio)
         sink = FileSink(job.target, encoded, source.frame_rate, settings.encoding, companion, settings.overwrite)
     except BaseException:

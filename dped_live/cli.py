@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
 import signal
 import sys
@@ -34,10 +36,16 @@ _FROM_ENVIRONMENT = ("model", "strength", "device", "precision", "codec", "crf",
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 something failed, 2 wrong usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The names of files are printed as they are, even if they are no text.
+        sys.stdout.reconfigure(errors="backslashreplace" if os.name == "nt" else "surrogateescape")
     try:
-        if arguments[:1] == ["models"]:
-            return _models(arguments[1:])
-        return _enhance(arguments)
+        try:
+            if arguments[:1] == ["models"]:
+                return _models(arguments[1:])
+            return _enhance(arguments)
+        finally:
+            sys.stdout.flush()
     except DpedError as error:
         _say(str(error))
         return 1
@@ -51,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str) -> None:
-    tqdm.write(f"dped-live: {line}", file=sys.stderr)
+    # One line, and without control of the terminal, whatever the names of files are.
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    tqdm.write(f"dped-live: {printable}", file=sys.stderr)
 
 
 def _ignore(_line: str) -> None: ...
@@ -125,20 +135,19 @@ def _enhance_parser() -> argparse.ArgumentParser:
 
 
 def _strength(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 
 def _with_environment(arguments: list[str]) -> list[str]:
     """Arguments, after those that the environment gives: what comes later wins."""
-    given = [
-        f"--{name}={os.environ[variable]}"
-        for name in _FROM_ENVIRONMENT
-        if (variable := f"DPED_LIVE_{name.upper()}") in os.environ
-    ]
-    return given + arguments
+    values = {name: os.environ.get(f"DPED_LIVE_{name.upper()}") for name in _FROM_ENVIRONMENT}
+    return [f"--{name}={value}" for name, value in values.items() if value] + arguments
 
 
 def _enhance(arguments: list[str]) -> int:
@@ -173,6 +182,7 @@ def _enhance(arguments: list[str]) -> int:
     )
 
     done = 0
+    total = len(jobs) + len(errors)
     with _interruptible() as stop:
         for job in jobs:
             try:
@@ -185,18 +195,18 @@ def _enhance(arguments: list[str]) -> int:
                 _say(_with_name(str(error), job.source))
                 failed += 1
             except Exception:  # noqa: BLE001 - a bug; the user's other files are worth more than a tidy end
-                _say(f"{job.source}: this is a bug in dped-live, please report it:\n{traceback.format_exc()}")
+                _say(f"{job.source}: this is a bug in dped-live, please report it:")
+                tqdm.write(traceback.format_exc(), file=sys.stderr)
                 failed += 1
             else:
                 if not options.quiet:
                     _print_outcome(job, outcome)
                 done += not outcome.interrupted
             if stop.is_set():
-                left = len(jobs) - done - failed
-                if len(jobs) > 1:
-                    _say(f"interrupted: {done} of {len(jobs)} files done, {left} not")
+                if total > 1:
+                    _say(f"interrupted: {done} of {total} files done, {failed} failed, {total - done - failed} not")
                 return 130
-    if failed and len(jobs) + len(errors) > 1:
+    if failed and total > 1:
         _say(f"{done} files done, {failed} failed")
     return 1 if failed else 0
 

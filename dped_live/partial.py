@@ -12,33 +12,34 @@ _NAME_BYTES = 255
 
 
 class PartialFile:
-    """The temporary name `NAME.part.EXT` beside `NAME.EXT`.
+    """The temporary name `NAME.part.EXT` beside `NAME.EXT`: a rename is atomic only within a file system.
 
-    The constructor refuses to touch what exists, and checks that the folder can be written to; then the owner writes
-    to `path`, and calls either publish() or discard().
+    The constructor refuses to touch what exists, and checks that the folder can be written to. Then the owner writes
+    to `path`, and calls publish() or discard().
     """
 
     def __init__(self, final: Path, overwrite: bool) -> None:
         self._final = final
-        ending = f".part{final.suffix}"
-        stem = os.fsencode(final.stem)[: _NAME_BYTES - len(os.fsencode(ending))]
-        self.path = final.with_name(os.fsdecode(stem) + ending)
-        if final.is_dir():
-            raise OutputError(f"{final} is a folder; name a file in it")
-        if not final.parent.is_dir():
-            raise OutputError(f"{final}: there is no folder {final.parent}; create it first")
-        if not os.access(final.parent, os.W_OK):
-            raise OutputError(f"{final}: no permission to write into {final.parent}")
-        if not overwrite:
-            if final.exists():
-                raise OutputError(f"{final} exists; add -y to replace it")
-            if self.path.exists():
-                raise OutputError(f"{self.path} exists, from a run that did not finish; add -y to replace it")
+        self.path = final.with_name(_shortened(final.stem, f".part{final.suffix}"))
+        try:
+            if final.is_dir():
+                raise OutputError(f"{final} is a folder; name a file in it")
+            if not final.parent.is_dir():
+                raise OutputError(f"{final}: there is no folder {final.parent}; make it first")
+            if not os.access(final.parent, os.W_OK):
+                raise OutputError(f"{final}: the folder {final.parent} is not writable; name another one")
+            if not overwrite:
+                if final.exists():
+                    raise OutputError(f"{final} exists; add -y to replace it")
+                if self.path.exists():
+                    raise OutputError(f"{self.path} exists, from a run that did not finish; add -y to replace it")
+        except OSError as error:
+            raise OutputError(f"{final}: {error.strerror}; name another file") from error
 
     def publish(self) -> None:
         """Make the complete file durable and give it its final name, replacing what had it."""
         try:
-            with self.path.open("rb") as file:
+            with self.path.open("r+b") as file:
                 os.fsync(file.fileno())
             self.path.replace(self._final)
         except OSError as error:
@@ -47,3 +48,9 @@ class PartialFile:
     def discard(self) -> None:
         """Remove the temporary file, if it is there."""
         self.path.unlink(missing_ok=True)
+
+
+def _shortened(stem: str, ending: str) -> str:
+    room = _NAME_BYTES - len(os.fsencode(ending))
+    encoded = os.fsencode(stem)
+    return stem + ending if len(encoded) <= room else encoded[:room].decode(errors="ignore") + ending

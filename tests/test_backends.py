@@ -7,10 +7,11 @@ import os
 import pytest
 import torch
 
-from conftest import random_generator
 from dped_live.backends import Backend, Precision, open_backend, torch_cpu
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
+
+from conftest import random_generator
 
 # Largest error and least PSNR against float32 of the generator; reduced precisions as measured on the real models.
 TOLERANCE: dict[Precision, tuple[float, float]] = {"fp32": (5e-6, 110), "bf16": (0.08, 42), "fp16": (1 / 255, 60)}
@@ -63,12 +64,12 @@ def test_applies_and_measures_statistics_as_the_generator(choice: tuple[str, Pre
         expected, exact_statistics = generator.measure(image)
         expected_given, given_statistics = generator.measure(image, other)
     on_device = image.to(backend.device)
-    near = {"rtol": 1e-4, "atol": 1e-5} if choice[1] == "fp32" else {"rtol": 0.1, "atol": 0.05}
+    rtol, atol = (1e-4, 1e-5) if choice[1] == "fp32" else (0.1, 0.05)
     for given, output, statistics in ((None, expected, exact_statistics), (other, expected_given, given_statistics)):
         enhanced, measured = backend.measure(on_device, given)
         check(enhanced, output, choice[1])
-        torch.testing.assert_close(measured.mean.cpu(), statistics.mean, **near)
-        torch.testing.assert_close(measured.variance.cpu(), statistics.variance, **near)
+        torch.testing.assert_close(measured.mean.cpu(), statistics.mean, rtol=rtol, atol=atol)
+        torch.testing.assert_close(measured.variance.cpu(), statistics.variance, rtol=rtol, atol=atol)
     check(backend.enhance(on_device, other), expected_given, choice[1])
 
 

@@ -29,7 +29,7 @@ def random_planes(f: VideoFormat, seed: int = 0) -> list[torch.Tensor]:
     random = np.random.default_rng(seed)
     pixel = f.pixel_format
     dtype = np.uint8 if pixel.depth == 8 else np.uint16
-    shapes = [(f.height, f.width)]
+    shapes: list[tuple[int, ...]] = [(f.height, f.width)]
     if pixel.kind == "rgb":
         shapes = [(f.height, f.width, 3)]
     elif pixel.kind == "yuv":

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import random_generator
 from dped_live.generator import Generator, moments
+
+from conftest import random_generator
 
 
 def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float = 0.0) -> np.ndarray:
@@ -16,20 +17,21 @@ def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float = 0.0) 
     height, width, _ = x.shape
     half = weight.shape[2] // 2
     padded = np.pad(x, ((half, half), (half, half), (0, 0)))
-    out = np.zeros((height, width, weight.shape[0]))
+    out: np.ndarray = np.zeros((height, width, weight.shape[0])) + bias
     for dy in range(weight.shape[2]):
         for dx in range(weight.shape[3]):
             out += padded[dy : dy + height, dx : dx + width] @ weight[:, :, dy, dx].T
-    return out + bias
+    return out
 
 
 def reference(generator: Generator, image: np.ndarray) -> np.ndarray:
     """`resnet` of the original's models.py for one picture (H, W, 3), in float64."""
-    weights = {name: value.double().numpy() for name, value in generator.state_dict().items()}
+    weights: dict[str, np.ndarray] = {name: value.double().numpy() for name, value in generator.state_dict().items()}
 
     def norm(x: np.ndarray, index: int) -> np.ndarray:
         normalised = (x - x.mean(axis=(0, 1))) / np.sqrt(x.var(axis=(0, 1)) + 1e-3)
-        return weights["norm_scale"][index] * normalised + weights["norm_shift"][index]
+        scaled: np.ndarray = weights["norm_scale"][index] * normalised + weights["norm_shift"][index]
+        return scaled
 
     x = np.maximum(convolve(image, weights["first.weight"], weights["first.bias"]), 0)
     for block in range(generator.blocks):
@@ -39,7 +41,8 @@ def reference(generator: Generator, image: np.ndarray) -> np.ndarray:
         x = x + y
     for index in range(2):
         x = np.maximum(convolve(x, weights[f"tail.{index}.weight"], weights[f"tail.{index}.bias"]), 0)
-    return np.tanh(convolve(x, weights["last.weight"], weights["last.bias"])) * 0.58 + 0.5
+    enhanced: np.ndarray = np.tanh(convolve(x, weights["last.weight"], weights["last.bias"])) * 0.58 + 0.5
+    return enhanced
 
 
 def picture(height: int, width: int, seed: int = 0) -> Tensor:

@@ -20,8 +20,9 @@ from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
 from dped_live.errors import InputError, OutputError
 from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
+from dped_live.photo import Photo
 from dped_live.sinks.images import write_photo
-from dped_live.sources.images import Photo, is_photo, read_photo
+from dped_live.sources.images import is_photo, read_photo
 
 RANDOM = np.random.default_rng(1)
 RGB = RANDOM.integers(0, 256, (20, 30, 3), dtype=np.uint8)

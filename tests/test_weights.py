@@ -27,14 +27,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import random_generator
 from numpy.typing import NDArray
-from test_tensor_bundle import write_bundle
 
 from dped_live import weights
 from dped_live.errors import WeightsError
 from dped_live.generator import Generator
 from dped_live.weights import PublishedFile, PublishedModel, digest, load, save
+
+from conftest import random_generator
+from test_tensor_bundle import write_bundle
 
 Array = NDArray[np.generic]
 

@@ -22,7 +22,7 @@ SAMPLE_RATE = 48000
 
 def noise(random: np.random.Generator, height: int, width: int, coarsest: int, octaves: int = 6) -> np.ndarray:
     """Sum of smoothly enlarged white noise at halving scales, (height, width) in [0, 1], periodic in x."""
-    total = np.zeros((height, width))
+    total: np.ndarray = np.zeros((height, width))
     for octave in range(octaves):
         step = max(1, coarsest >> octave)
         rows, columns = height // step + 3, width // step
@@ -35,12 +35,14 @@ def noise(random: np.random.Generator, height: int, width: int, coarsest: int, o
         upper, lower = a + (b - a) * fx, c + (d - c) * fx
         total += (upper + (lower - upper) * fy[:, None]) * 0.5**octave
     total -= total.min()
-    return total / total.max()
+    total /= total.max()
+    return total
 
 
 def ridge(random: np.random.Generator, level: float, height: float) -> np.ndarray:
     """The row of a chain of hills at each column of the world."""
-    return level - height * noise(random, 1, WORLD, 160)[0]
+    top: np.ndarray = level - height * noise(random, 1, WORLD, 160)[0]
+    return top
 
 
 def world(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -57,8 +59,7 @@ def world(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         scene[mask] = (np.array(colour) * light[..., None])[mask]
         sky &= ~mask
     shore = int(0.62 * HEIGHT)
-    depth = np.arange(HEIGHT - shore)
-    mirrored = scene[np.clip(shore - 1 - depth, 0, None)]
+    mirrored = scene[np.clip(shore - 1 - np.arange(HEIGHT - shore), 0, None)]
     ripple = noise(random, HEIGHT - shore, WORLD, 16)[..., None]
     scene[shore:] = 0.55 * mirrored + 0.1 * ripple + np.array([0.05, 0.12, 0.2])
     sky[shore:] = False

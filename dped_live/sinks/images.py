@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +16,8 @@ from PIL.ExifTags import Base
 
 from dped_live.errors import OutputError
 from dped_live.frame import Frame
-from dped_live.sources.images import PHOTO_TAGS, Photo
+from dped_live.partial import PartialFile
+from dped_live.photo import PHOTO_TAGS, Photo
 
 
 def write_photo(photo: Photo, path: Path, *, overwrite: bool = False, quality: int = 95) -> tuple[str, ...]:
@@ -34,11 +33,7 @@ def write_photo(photo: Photo, path: Path, *, overwrite: bool = False, quality: i
     container = _CONTAINERS.get(path.suffix.lower())
     if container is None:
         raise OutputError(f"{path}: not a picture format known here; name it {', '.join(_CONTAINERS)}")
-    with _explained(path):
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; name a file in it")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists; add -y to replace it")
+    partial = PartialFile(path, overwrite)
     width, height, alpha = photo.frame.format.width, photo.frame.format.height, photo.frame.alpha
     if max(width, height) > container.max_side:
         limit = f"{container.name}'s {container.max_side} pixels"
@@ -48,38 +43,13 @@ def write_photo(photo: Photo, path: Path, *, overwrite: bool = False, quality: i
 
     notes: list[str] = []
     data = container.encode(photo, quality, notes)
-    with _explained(path):
-        _write_whole(path, data)
-    return tuple(notes)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
     try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise OutputError(f"{path}: there is no folder {path.parent}; make it first") from error
-    except PermissionError as error:
-        raise OutputError(f"{path}: the folder {path.parent} is not writable; name another one") from error
+        partial.path.write_bytes(data)
     except OSError as error:
+        partial.discard()
         raise OutputError(f"{path}: {error.strerror}; nothing is written") from error
-
-
-def _write_whole(path: Path, data: bytes | bytearray) -> None:
-    # Beside the target, for a rename is atomic within a file system only; names have at most 255 bytes.
-    ending = f".part{path.suffix}"
-    stem = os.fsencode(path.stem)[: 255 - len(os.fsencode(ending))].decode(errors="ignore")
-    partial = path.with_name(stem + ending)
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    partial.publish()
+    return tuple(notes)
 
 
 def _jpeg(photo: Photo, quality: int, notes: list[str]) -> bytes:

@@ -7,7 +7,6 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from dped_live.errors import InputError
 from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
+from dped_live.photo import PHOTO_TAGS, Photo
 
 MAX_PIXELS = 2**30
 """Larger pictures are refused: a small file that claims such a size would take all memory."""
@@ -34,34 +34,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 # What Pillow raises for damaged files, found by damaging files at random.
 _DAMAGE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 
-PHOTO_TAGS = {
-    *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime, Base.Artist, Base.Copyright),
-    *(Base.HostComputer, Base.Rating, Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
-    *(IFD.Exif, IFD.GPSInfo),
-}
-"""The tags of a TIFF that tell of the photo, rather than of how its pixels are stored."""
-
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))([1-8])')
-
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """One photo, upright, and what its file says besides the pixels.
-
-    frame: rgb24 or rgb48le, the plane contiguous; alpha (H, W) of its type where the file has transparency.
-    icc_profile: what the RGB values mean, byte for byte as in the file; None for sRGB.
-    exif: a TIFF structure from its byte order mark on, without "Exif\\0\\0"; it says that the photo is upright.
-    xmp: an XMP packet, which says that the photo is upright or nothing of it.
-    dpi: print resolution (horizontal, vertical) in pixels per inch.
-    notes: what of the file is not in here, each a phrase for the user.
-    """
-
-    frame: Frame
-    icc_profile: bytes | None = None
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    dpi: tuple[float, float] | None = None
-    notes: tuple[str, ...] = ()
 
 
 def is_photo(path: Path) -> bool:

@@ -1,0 +1,133 @@
+"""The CPU backend against a plain port, side by side in one run.
+
+    python benchmarks/cpu_backend.py [--size 1280x720] [--rounds 3]
+
+Both plain ports follow models.py line by line in eager PyTorch, float32, NCHW: one with the norm written out as
+there, one with torch's InstanceNorm2d. Rounds are interleaved, and the best of each counts, because the machine is
+shared. Also printed: the share of this machine's matmul peak, peak memory, and the agreement with float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dped_live.backends import open_backend
+from dped_live.generator import Generator
+
+CHANNELS, BLOCKS = 64, 4
+MULTIPLY_ADDS = 399_744  # a pixel
+
+
+class PlainPort(nn.Module):
+    """What one writes after reading models.py."""
+
+    def __init__(self, generator: Generator, module_norm: bool) -> None:
+        super().__init__()
+        self.generator, self.module_norm = generator, module_norm
+        self.norms = nn.ModuleList(nn.InstanceNorm2d(CHANNELS, eps=1e-3, affine=True) for _ in range(2 * BLOCKS))
+        for index, norm in enumerate(self.norms):
+            norm.weight.data, norm.bias.data = generator.norm_scale[index].data, generator.norm_shift[index].data
+
+    def norm(self, x: Tensor, index: int) -> Tensor:
+        if self.module_norm:
+            normalised: Tensor = self.norms[index](x)
+            return normalised
+        mean = x.mean(dim=(2, 3), keepdim=True)
+        variance = x.var(dim=(2, 3), keepdim=True, correction=0)
+        scale = self.generator.norm_scale[index][None, :, None, None]
+        return scale * (x - mean) / (variance + 1e-3) ** 0.5 + self.generator.norm_shift[index][None, :, None, None]
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.generator.first(image))
+        for block in range(BLOCKS):
+            y = x
+            for index in (2 * block, 2 * block + 1):
+                y = F.relu(self.norm(self.generator.residual[index](y), index))
+            x = x + y
+        for convolution in self.generator.tail:
+            x = F.relu(convolution(x))
+        return torch.tanh(self.generator.last(x)) * 0.58 + 0.5
+
+
+def random_generator() -> Generator:
+    """Weights of about the published models' size."""
+    random = torch.Generator().manual_seed(0)
+    generator = Generator(CHANNELS, BLOCKS).eval().requires_grad_(False)
+    for parameter in generator.parameters():
+        parameter.normal_(0, parameter[0].numel() ** -0.5 if parameter.ndim == 4 else 0.1, generator=random)
+    generator.norm_scale.uniform_(0.5, 1.5, generator=random)
+    return generator
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """GFLOP/s of a large product."""
+    a = torch.randn(2048, 2048).to(dtype)
+    best = min(timed(lambda: a @ a) for _ in range(8))
+    return 2 * 2048**3 / best / 1e9
+
+
+def timed(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def runners(generator: Generator) -> dict[str, Callable[[Tensor], Tensor]]:
+    return {
+        "plain port, norm written out": PlainPort(generator, module_norm=False),
+        "plain port, InstanceNorm2d": PlainPort(generator, module_norm=True),
+        "ours, fp32": open_backend(generator, "cpu", "fp32").enhance,
+        "ours, bf16": open_backend(generator, "cpu", "bf16").enhance,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", default="1280x720")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    width, height = map(int, options.size.split("x"))
+    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    chosen = runners(random_generator())
+    with torch.inference_mode():
+        if options.memory_of:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            chosen[options.memory_of](image)
+            print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+            return
+        outputs = {name: run(image) for name, run in chosen.items()}
+        best = dict.fromkeys(chosen, float("inf"))
+        for _ in range(options.rounds):
+            for name, run in chosen.items():
+                best[name] = min(best[name], timed(lambda run=run: run(image)))  # type: ignore[misc]
+    peaks = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
+    print(f"{options.size}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("matmul: " + ", ".join(f"{name} {peak:.0f} GFLOP/s" for name, peak in peaks.items()) + "\n")
+    slowest = best["plain port, norm written out"]
+    exact = outputs["plain port, norm written out"]
+    print("| | s a frame | s/MP | times the plain port | of matmul | dB to float32 | extra MB |")
+    print("|---|---|---|---|---|---|---|")
+    for name, seconds in best.items():
+        command = [sys.executable, __file__, "--size", options.size, "--memory-of", name]
+        memory = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        rate = 2 * MULTIPLY_ADDS * width * height / seconds / 1e9
+        share = rate / peaks["bf16" if "bf16" in name else "fp32"]
+        psnr = -10 * torch.log10((outputs[name] - exact).square().mean() + 1e-15)
+        print(
+            f"| {name} | {seconds:.2f} | {seconds / width / height * 1e6:.2f} | {slowest / seconds:.2f} "
+            f"| {100 * share:.0f} % | {psnr:.0f} | {memory:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
