@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -179,7 +178,7 @@ def enhance_video(
     backend: Backend,
     settings: Settings,
     notify: Callable[[str], None],
-    stop: threading.Event | None = None,
+    stop: Callable[[], bool] = lambda: False,
     progress: Callable[[Stats, int | None], None] | None = None,
 ) -> Outcome:
     """Read, enhance and write one video. Raises DpedError.

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -183,14 +182,14 @@ def _enhance(arguments: list[str]) -> int:
 
     done = 0
     total = len(jobs) + len(errors)
-    with _interruptible() as stop:
+    with _interruptible() as interrupt:
         for job in jobs:
             try:
                 if job.is_photo:
                     outcome = batch.enhance_photo(job, backend, settings, tell)
                 else:
                     with _video_progress(job, options.quiet) as progress:
-                        outcome = batch.enhance_video(job, backend, settings, tell, stop, progress)
+                        outcome = batch.enhance_video(job, backend, settings, tell, interrupt.asked, progress)
             except DpedError as error:
                 _say(_with_name(str(error), job.source))
                 failed += 1
@@ -202,7 +201,7 @@ def _enhance(arguments: list[str]) -> int:
                 if not options.quiet:
                     _print_outcome(job, outcome)
                 done += not outcome.interrupted
-            if stop.is_set():
+            if interrupt.asked():
                 if total > 1:
                     _say(f"interrupted: {done} of {total} files done, {failed} failed, {total - done - failed} not")
                 return 130
@@ -226,20 +225,28 @@ def _print_outcome(job: Job, outcome: Outcome) -> None:
         print(f"{job.target} ({outcome.frames} frames in {outcome.seconds:.1f} s, {rate:.2f} fps)", flush=True)
 
 
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C once sets the event; twice leaves at once."""
-    stop = threading.Event()
+class _Interrupt:
+    """Handles SIGINT: the first time it is noted, the second time the program leaves at once."""
 
-    def interrupted(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+    def __init__(self) -> None:
+        self._asked = False
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
             os._exit(130)
-        stop.set()
+        self._asked = True
         _say("finishing what is begun; Ctrl-C again leaves at once")
 
-    before = signal.signal(signal.SIGINT, interrupted)
+
+@contextmanager
+def _interruptible() -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield stop
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -70,13 +70,13 @@ def run(
     source: Source,
     enhancer: FrameMap,
     sinks: Sequence[Sink],
-    stop: threading.Event | None = None,
+    stop: Callable[[], bool] = lambda: False,
     progress: Callable[[Stats], None] | None = None,
 ) -> Stats:
     """Move every frame of the source through the enhancer into all sinks, and close them all.
 
-    stop: set it, from a signal handler say, to end after the frames already read; the sinks are then closed with
-    complete=False and Stats.interrupted is true.
+    stop: asked before each frame; once it says yes, the frames already read are finished, the sinks are closed with
+    complete=False, and Stats.interrupted is true.
     progress: called about five times a second, and once at the end, from the calling thread.
 
     Raises the first error of any stage; the exception's note names the stage. Source and sinks belong to this
@@ -102,7 +102,7 @@ def run(
     def read() -> None:
         try:
             for frame in source.frames():
-                if stop is not None and stop.is_set():
+                if stop():
                     stats.interrupted = True
                     break
                 stats.read += 1

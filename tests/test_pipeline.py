@@ -159,7 +159,7 @@ def test_a_dped_error_on_the_way_out_is_a_note_on_the_first_error() -> None:
 def test_stop_delivers_what_was_read_and_publishes_nothing() -> None:
     source, sink, stop = CountingSource(10_000), ListSink(delay=0.002), threading.Event()
     threading.Timer(0.2, stop.set).start()
-    stats = run(source, AddOne(), [sink], stop)
+    stats = run(source, AddOne(), [sink], stop.is_set)
     assert stats.interrupted
     assert 0 < stats.read < 10_000
     assert len(sink.frames) == stats.read == stats.enhanced == stats.written[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from dped_live.errors import OutputError
+from dped_live.errors import InputError, OutputError
 from dped_live.frame import PIXEL_FORMATS, Frame, Matrix, VideoFormat
 from dped_live.partial import PartialFile
 
@@ -167,7 +168,10 @@ class FileSink:
             self._video.set_display_matrix(fmt.display_matrix)
 
     def _open_companion(self, companion: Companion) -> None:
-        self._input = av.open(f"file:{companion.path}", metadata_errors="surrogateescape")
+        try:
+            self._input = av.open(f"file:{companion.path}", metadata_errors="surrogateescape")
+        except (av.FFmpegError, OSError) as error:
+            raise InputError(f"{companion.path}: {_reason(error)}") from error
         self._container.metadata.update(_carried(self._input.metadata))
         if not companion.audio or not self._input.streams.audio:
             return
@@ -216,6 +220,7 @@ class FileSink:
 
         Raises OutputError if the file cannot be finished, or holds another number of pictures than were written.
         """
+        finished = False
         try:
             if self._written:
                 self._encode(None)
@@ -225,12 +230,13 @@ class FileSink:
                 raise OutputError(
                     f"{self._path}: {self._written} pictures were written and {self._packets} came out of the encoder"
                 )
+            finished = True
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{self._path}: {_reason(error)}") from error
         finally:
             self._release()
-            if not complete:
-                if self._written:
+            if not (complete and finished):
+                if self._written and _is_playable(self._partial.path):
                     self.kept = self._partial.path
                 else:
                     self._partial.discard()
@@ -262,7 +268,9 @@ class FileSink:
             self._input.close()
             self._input = None
         if hasattr(self, "_container"):
-            self._container.close()
+            # What cannot be written now could not be before, which was raised then.
+            with contextlib.suppress(av.FFmpegError, OSError):
+                self._container.close()
 
 
 def _encoder(name: str) -> av.Codec:
@@ -298,6 +306,15 @@ def _time(packet: av.Packet[Any]) -> Fraction:
     assert packet.dts is not None
     assert packet.time_base is not None
     return packet.dts * packet.time_base
+
+
+def _is_playable(path: Path) -> bool:
+    """An MP4 that was not finished is not: where its pictures lie is written last."""
+    try:
+        with av.open(f"file:{path}") as container:
+            return next(container.decode(video=0), None) is not None
+    except (av.FFmpegError, OSError, IndexError):
+        return False
 
 
 def _carried(metadata: dict[str, str]) -> dict[str, str]:

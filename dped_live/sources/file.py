@@ -111,7 +111,7 @@ class FileSource:
             for packet in self._container.demux(self._stream):
                 try:
                     yield from packet.decode()
-                except av.error.InvalidDataError:
+                except av.FFmpegError:
                     self._damaged += 1
         except (av.FFmpegError, OSError) as error:
             raise InputError(f"{self.path}: {_reason(error)}") from error
