@@ -151,8 +151,10 @@ def _with_environment(arguments: list[str]) -> list[str]:
 
 def _enhance(arguments: list[str]) -> int:
     parser = _enhance_parser()
-    options = parser.parse_args(_with_environment(arguments))
-    inputs = [*options.inputs, *options.more_inputs]
+    # Options may stand between inputs; what follows a "--" is none (argparse cannot do both before Python 3.13).
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_intermixed_args(_with_environment(arguments[:end]))
+    inputs = [*options.inputs, *options.more_inputs, *map(Path, arguments[end + 1 :])]
     if not inputs:
         parser.error("no INPUT: name a photo, a video or a folder")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -127,8 +128,10 @@ class FileSink:
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{path}: {error.strerror}") from error
         codec = _encoder(encoding.codec)
+        # SVT-AV1 would print a page of its settings; there is no option for it.
+        os.environ.setdefault("SVT_LOG", "1")
         try:
-            stream = self._container.add_stream(codec.name, frame_rate, options=_options(encoding))
+            stream = self._container.add_stream(codec.name, frame_rate, options=_options(codec.name, encoding))
         except ValueError as error:
             raise OutputError(
                 f"{path}: {path.suffix} files cannot hold {encoding.codec}; use --codec for another, or .mkv"
@@ -142,14 +145,17 @@ class FileSink:
         if self._companion is not None:
             self._open_companion(self._companion)
         self._pending = next(self._audio_packets, None)
+        self._container.container_options["movie_timescale"] = str(self._movie_clock())
         try:
             # Explicitly: if writing the header failed inside mux(), the next mux() would crash the process.
             self._container.start_encoding()
         except (av.FFmpegError, OSError, ValueError) as error:
             sound = "" if self._audio_out is None else f" with {self._audio_out.codec_context.name} sound"
+            tuned = encoding.crf is not None or encoding.preset is not None
             raise OutputError(
                 f"{path}: a {path.suffix} file of {encoding.codec}{sound} at {self._format.width}x"
-                f"{self._format.height} cannot be made ({_reason(error)}); try a .mkv, or another --codec"
+                f"{self._format.height} cannot be made ({_reason(error)}); "
+                f"{'check --crf and --preset' if tuned else 'try a .mkv, or another --codec'}"
             ) from error
 
     def _configure_video(self) -> None:
@@ -166,6 +172,15 @@ class FileSink:
         context.sample_aspect_ratio = fmt.sample_aspect_ratio
         if fmt.display_matrix is not None:
             self._video.set_display_matrix(fmt.display_matrix)
+
+    def _movie_clock(self) -> int:
+        """Ticks a second in which an MP4 or MOV says where a stream begins (by default only 1000; rounded down).
+
+        A multiple of the video's clock, and fine enough to hit the right tick of the sound's.
+        """
+        video = self._format.time_base.denominator
+        audio = 1 if self._audio_out is None else self._audio_out.codec_context.sample_rate
+        return video * -(-max(2 * audio, 1000) // video)
 
     def _open_companion(self, companion: Companion) -> None:
         try:
@@ -280,12 +295,13 @@ def _encoder(name: str) -> av.Codec:
         raise OutputError(f"there is no encoder {name!r}; try --codec {', '.join(_QUALITY)}") from error
 
 
-def _options(encoding: Encoding) -> dict[str, str]:
-    options = dict(_QUALITY.get(encoding.codec, {}))
+def _options(codec: str, encoding: Encoding) -> dict[str, str]:
+    """codec: the encoder's own name; encoding.codec may be another, such as h264."""
+    options = dict(_QUALITY.get(codec, {}))
     for key, value in (("crf", encoding.crf), ("preset", encoding.preset)):
         if value is not None:
             if key not in options:
-                raise OutputError(f"the encoder {encoding.codec} has no --{key}; use it with {', '.join(_QUALITY)}")
+                raise OutputError(f"the encoder {codec} has no --{key}; use it with {', '.join(_QUALITY)}")
             options[key] = str(value)
     return options
 

@@ -81,13 +81,17 @@ class FileSource:
         duration = 1 / self.frame_rate // tick * tick
         # Where pictures without a timestamp begin: usually the file has none at all.
         time = Fraction(self._container.start_time or 0, av.time_base) // tick * tick - self.start
-        invented = 0
+        invented = corrupt = 0
+        # AVI has times of decoding only; what FFmpeg makes of them for B-frames goes back and forth.
+        by_decoding = self._container.format.name == "avi"
         while self._first is not None:
             picture, self._first = self._first, None
-            if picture.pts is None:
+            stamp = picture.dts if by_decoding else picture.pts
+            if stamp is not None:
+                time = stamp * tick - self.start
+            elif not by_decoding:
                 invented += 1
-            else:
-                time = picture.pts * tick - self.start
+            corrupt += picture.is_corrupt
             known = picture.duration * tick if picture.duration else None
             yield Frame(self._planes(picture), self.format, time, known)
             time += known or duration
@@ -96,6 +100,8 @@ class FileSource:
             self.notes.append(f"{invented} pictures have no timestamp; they follow each other at the frame rate")
         if self._damaged:
             self.notes.append(f"{self._damaged} damaged packets were passed over")
+        if corrupt:
+            self.notes.append(f"{corrupt} pictures are damaged")
         if self.duration is not None and time < 0.9 * self.duration and self.duration - time > 1:
             self.notes.append(f"the pictures end at {float(time):.1f} s of {float(self.duration):.1f} s")
 
