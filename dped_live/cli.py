@@ -322,7 +322,7 @@ def _models(arguments: list[str]) -> int:
             path = weights.fetch(options.name, progress=progress)
         print(path)
         return 0
-    for model in weights.published():
+    for model in weights.PUBLISHED.values():
         print(
             f"{model.name:12} {model.layers:2} layers x {model.channels} channels, {model.parameters:,} parameters, "
             f"{model.size / 1e6:.1f} MB   {weights.state(model.name)}"

@@ -166,10 +166,6 @@ PUBLISHED = {
 }
 
 
-def published() -> list[PublishedModel]:
-    return list(PUBLISHED.values())
-
-
 def state(name: str) -> State:
     """Where a published model is now; a file only counts if its checksum is right. Fetches nothing."""
     model = _published(name)

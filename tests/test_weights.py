@@ -382,10 +382,10 @@ def put(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def test_published_models_are_described() -> None:
-    described = {model.name: (model.layers, model.parameters, model.size) for model in weights.published()}
+    described = {model.name: (model.layers, model.parameters, model.size) for model in weights.PUBLISHED.values()}
     assert described["iphone"] == described["blackberry"] == described["sony"] == (12, 400_963, 1_607_157)
     assert described["resnet_8_32"] == (8, 71_203, 286_129)
-    for model in weights.published():
+    for model in weights.PUBLISHED.values():
         assert model.url.startswith("https://raw.githubusercontent.com/aiff22/")
         assert "licence" not in model.licence
         assert model.licence

@@ -1,0 +1,133 @@
+"""Frames in, frames out: mixing, times, alpha, and left and right, on every device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from dped_live.backends import Backend, open_backend
+from dped_live.enhance import Enhancer, side_by_side_format
+from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
+
+from conftest import random_generator
+
+RGB = VideoFormat(20, 12, PIXEL_FORMATS["rgb24"])
+YUV = VideoFormat(20, 12, PIXEL_FORMATS["yuv420p"], "bt709", full_range=False)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        if os.environ.get("DPED_REQUIRE_GPU") == "1":
+            pytest.fail("DPED_REQUIRE_GPU=1, and torch finds no GPU")
+        pytest.skip("needs an NVIDIA GPU")
+    return open_backend(random_generator(), request.param, "fp32")
+
+
+def frame(fmt: VideoFormat = RGB, seed: int = 0, alpha: bool = False) -> Frame:
+    random = np.random.default_rng(seed)
+    shapes = [(fmt.height, fmt.width, 3)]
+    if fmt.pixel_format.kind == "yuv":
+        shapes = [(fmt.height, fmt.width), *[(fmt.height // 2, fmt.width // 2)] * 2]  # type: ignore[list-item]
+    planes = tuple(random.integers(0, 256, shape).astype(np.uint8) for shape in shapes)
+    for plane in planes:
+        plane.setflags(write=False)  # whoever receives a frame only reads
+    mask = random.integers(0, 256, (fmt.height, fmt.width)).astype(np.uint8) if alpha else None
+    return Frame(planes, fmt, Fraction(7, 30), Fraction(1, 30), mask)
+
+
+def network_output(backend: Backend, picture: Frame) -> np.ndarray:
+    """Levels (H, W, 3), not rounded."""
+    image = torch.from_numpy(picture.planes[0].astype(np.float16) / 255).float().permute(2, 0, 1)[None]
+    enhanced = backend.enhance(image.to(backend.device)).cpu()
+    levels: np.ndarray = enhanced[0].permute(1, 2, 0).numpy().clip(0, 1) * 255
+    return levels
+
+
+def test_full_strength_is_the_network_s_output(backend: Backend) -> None:
+    picture = frame()
+    result = Enhancer(backend, RGB).enhance(picture)
+    expected = network_output(backend, picture)
+    assert np.abs(result.planes[0] - expected).max() <= 0.51
+    assert (result.pts, result.duration, result.format) == (picture.pts, picture.duration, RGB)
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5, 0.9])
+def test_strength_mixes_linearly(backend: Backend, strength: float) -> None:
+    picture = frame()
+    image = torch.from_numpy(picture.planes[0].astype(np.float16) / 255).float().permute(2, 0, 1)[None]
+    after = backend.enhance(image.to(backend.device)).cpu()
+    expected = ((1 - strength) * image + strength * after).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(Enhancer(backend, RGB, strength).enhance(picture).planes[0] - expected).max() <= 0.51
+
+
+def test_no_strength_leaves_the_planes_alone(backend: Backend) -> None:
+    picture = frame(YUV)
+    result = Enhancer(backend, YUV, strength=0).enhance(picture)
+    assert all(after is before for after, before in zip(result.planes, picture.planes, strict=True))
+
+
+def test_frames_of_a_video_keep_their_times_and_do_not_mix(backend: Backend) -> None:
+    pictures = [replace(frame(YUV, seed), pts=Fraction(seed * seed, 90000)) for seed in range(5)]
+
+    def endless() -> Iterator[Frame]:
+        yield from pictures
+
+    enhancer = Enhancer(backend, YUV)
+    results = list(enhancer.map(endless()))
+    assert [result.pts for result in results] == [picture.pts for picture in pictures]
+    # Kept results are not written to by later frames, though the staging is reused.
+    for picture, result in zip(pictures, results, strict=True):
+        again = Enhancer(backend, YUV).enhance(picture)
+        for one, other in zip(result.planes, again.planes, strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_alpha_is_carried_beside_the_colours(backend: Backend) -> None:
+    picture = frame(alpha=True)
+    assert picture.alpha is not None
+    result = Enhancer(backend, RGB).enhance(picture)
+    assert result.alpha is picture.alpha
+    both = Enhancer(backend, RGB, before_after=True).enhance(picture)
+    assert both.alpha is not None
+    assert np.array_equal(both.alpha, np.concatenate([picture.alpha, picture.alpha], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("quarter_turns", "matrix"),
+    [
+        # Nine numbers of ISO 14496-12; how often np.rot90 turns the coded picture into the shown one.
+        (0, None),
+        (-1, (0, 1 << 16, 0, -(1 << 16), 0, 0, 12 << 16, 0, 1 << 30)),
+        (2, (-(1 << 16), 0, 0, 0, -(1 << 16), 0, 20 << 16, 12 << 16, 1 << 30)),
+        (1, (0, -(1 << 16), 0, 1 << 16, 0, 0, 0, 20 << 16, 1 << 30)),
+    ],
+)
+def test_before_is_left_and_after_right_as_seen(
+    backend: Backend, quarter_turns: int, matrix: tuple[int, ...] | None
+) -> None:
+    fmt = replace(RGB, display_matrix=matrix)
+    picture = frame(fmt)
+    result = Enhancer(backend, fmt, before_after=True).enhance(picture)
+    assert (result.format.width, result.format.height) == (
+        side_by_side_format(fmt).width,
+        side_by_side_format(fmt).height,
+    )
+    assert result.planes[0].shape[:2] == (result.format.height, result.format.width)
+    shown = np.rot90(result.planes[0], quarter_turns)
+    before, after = np.split(shown, 2, axis=1)
+    assert np.array_equal(before, np.rot90(picture.planes[0], quarter_turns))
+    expected = np.rot90(network_output(backend, picture), quarter_turns)
+    assert np.abs(after - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_a_strength_out_of_range_is_refused(backend: Backend, strength: float) -> None:
+    with pytest.raises(ValueError, match="strength is from 0 to 1"):
+        Enhancer(backend, RGB, strength)
