@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from dped_live.backends import Backend
@@ -12,6 +13,7 @@ from dped_live.enhance import Enhancer, side_by_side_format
 from dped_live.errors import DpedError, InputError, OutputError
 from dped_live.partial import PartialFile
 from dped_live.pipeline import Stats, run
+from dped_live.scene_statistics import SceneStatistics, measure_scenes
 from dped_live.sinks.file import Companion, Encoding, FileSink, encoded_format
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
 from dped_live.sources.file import FileSource
@@ -38,10 +40,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How files are made. strength and before_after: see Enhancer. audio: copy the first sound."""
+    """How files are made.
+
+    strength and before_after: see Enhancer. exact: normalise each frame of a video by itself, as the original does,
+    instead of by its scene. audio: copy the first sound.
+    """
 
     strength: float = 1.0
     before_after: bool = False
+    exact: bool = False
     encoding: Encoding = field(default_factory=Encoding)
     audio: bool = True
     overwrite: bool = False
@@ -130,7 +137,8 @@ def _is_wanted(file: Path) -> bool:
     try:
         return is_photo(file)
     except InputError:
-        return True  # it cannot be opened, or is a photo with a damaged header: not to be passed over in silence
+        # It cannot be opened, or is a photo with a damaged header: not to be passed over in silence.
+        return file.suffix.lower() in PHOTO_SUFFIXES
 
 
 def _target_name(source: Path, photo: bool, before_after: bool) -> str:
@@ -200,9 +208,18 @@ def enhance_video(
     for note in notes:
         notify(f"{job.source}: {note}")
     try:
+        scenes = None
+        if settings.strength > 0 and not settings.exact:
+            notify(f"{job.source}: looking ahead for its scenes")
+            scenes = _look_ahead(job.source, backend, stop)
+    except BaseException:
+        source.close()
+        sink.close(complete=False)
+        raise
+    try:
         stats = run(
             source,
-            Enhancer(backend, encoded, settings.strength, settings.before_after),
+            Enhancer(backend, encoded, settings.strength, settings.before_after, scenes),
             [sink],
             stop,
             None if progress is None else lambda stats: progress(stats, source.frame_count),
@@ -215,3 +232,12 @@ def enhance_video(
         if note not in notes:
             notify(f"{job.source}: {note}")
     return Outcome(stats.written[0], time.monotonic() - begin, stats.interrupted, sink.kept)
+
+
+def _look_ahead(path: Path, backend: Backend, stop: Callable[[], bool]) -> list[SceneStatistics]:
+    """Read a video once for the statistics of its scenes: decoding costs little beside the network."""
+    source = FileSource(path)
+    try:
+        return measure_scenes(takewhile(lambda _: not stop(), source.frames()), backend)
+    finally:
+        source.close()

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 _LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
 
-_FROM_ENVIRONMENT = ("model", "strength", "device", "precision", "codec", "crf", "preset")
+_LEAST_TILE = 64
+"""Pixels; smaller ones would mostly be halo."""
+
+_FROM_ENVIRONMENT = ("model", "strength", "statistics", "device", "precision", "tile", "codec", "crf", "preset")
 """Options whose default may be set by DPED_LIVE_NAME."""
 
 
@@ -104,6 +107,13 @@ def _enhance_parser() -> argparse.ArgumentParser:
         default=1.0,
         help="how much of the change: 0 none, 1 all (default: %(default)s)",
     )
+    group.add_argument(
+        "--statistics",
+        choices=["auto", "exact", "scene"],
+        default="auto",
+        help="normalise by each frame's own statistics, as the original does, or by its scene's, without flicker "
+        "(default: %(default)s: exact for photos, scene for videos)",
+    )
     group.add_argument("--before-after", action="store_true", help="write the picture before and after side by side")
 
     group = parser.add_argument_group("compute")
@@ -116,6 +126,14 @@ def _enhance_parser() -> argparse.ArgumentParser:
         default="auto",
         help="fp32 is exact; the others are faster and differ by one or two of 255 levels "
         "(default: %(default)s: fp16 on a GPU, bf16 on a CPU that has it, else fp32)",
+    )
+    group.add_argument(
+        "--tile",
+        metavar="auto|off|PIXELS",
+        type=_tile,
+        default="auto",
+        help="side of the tiles in which larger pictures are computed, with the same result in less memory and more "
+        "time (default: %(default)s: only pictures that do not fit into memory)",
     )
 
     group = parser.add_argument_group("video encoding")
@@ -141,6 +159,14 @@ def _strength(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def _tile(text: str) -> int | str:
+    if text in ("auto", "off"):
+        return text
+    if not (text.isascii() and text.isdigit() and int(text) >= _LEAST_TILE):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, off or a number of pixels from {_LEAST_TILE} up")
+    return int(text)
 
 
 def _with_environment(arguments: list[str]) -> list[str]:
@@ -172,11 +198,12 @@ def _enhance(arguments: list[str]) -> int:
     tell = _ignore if options.quiet else _say
     with _fetch_progress(options.quiet) as fetched:
         generator = weights.load(options.model, progress=fetched, notify=tell)
-    backend = open_backend(generator, options.device, options.precision)
+    backend = open_backend(generator, options.device, options.precision, options.tile, tell)
     tell(f"{options.model} on {backend.description}")
     settings = batch.Settings(
         strength=options.strength,
         before_after=options.before_after,
+        exact=options.statistics == "exact",
         encoding=Encoding(options.codec, options.crf, options.preset),
         audio=not options.no_audio,
         overwrite=options.overwrite,
@@ -218,8 +245,8 @@ def _with_name(message: str, source: Path) -> str:
 
 def _print_outcome(job: Job, outcome: Outcome) -> None:
     if outcome.interrupted:
-        where = f"in {outcome.kept}" if outcome.kept else "nowhere"
-        _say(f"{job.source}: interrupted; the first {outcome.frames} frames are {where}")
+        left = f"the first {outcome.frames} frames are in {outcome.kept}" if outcome.kept else "nothing written"
+        _say(f"{job.source}: interrupted; {left}")
     elif job.is_photo:
         print(f"{job.target} ({outcome.seconds:.1f} s)", flush=True)
     else:

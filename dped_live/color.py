@@ -13,6 +13,10 @@ from torch import Tensor
 
 from dped_live.frame import ChromaLocation, PixelFormat, VideoFormat
 
+_ROWS = 128
+"""So many rows of an RGB picture are converted at a time: a photo of 50 megapixels is 600 MB in float32, and what a
+conversion needs on the way would be as much again."""
+
 _LUMA = {
     "bt709": (0.2126, 0.0722),
     "bt601": (0.299, 0.114),
@@ -34,8 +38,12 @@ def to_rgb(planes: Sequence[Tensor], fmt: VideoFormat) -> Tensor:
     """
     pixel = fmt.pixel_format
     if pixel.kind == "rgb":
-        rgb = planes[0].permute(2, 0, 1)[None].float() / _maximum(pixel)
-        return rgb.half().float() if pixel.depth == 8 else rgb
+        height, width, _ = planes[0].shape
+        rgb = torch.empty((1, 3, height, width), device=planes[0].device)
+        for source, target in zip(torch.split(planes[0], _ROWS), torch.split(rgb, _ROWS, dim=2), strict=True):
+            values = source.permute(2, 0, 1).float() / _maximum(pixel)
+            target[0] = values.half() if pixel.depth == 8 else values
+        return rgb
     luma_offset, luma_scale, chroma_offset, chroma_scale = _range(fmt)
     y = ((planes[0].float() - luma_offset) / luma_scale)[None, None]
     if pixel.kind == "gray":
@@ -57,9 +65,13 @@ def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
     Returns tensors as frame.PixelFormat says, contiguous, on the same device.
     """
     pixel = fmt.pixel_format
-    rgb = rgb.clamp(0, 1)
     if pixel.kind == "rgb":
-        return [_quantise(rgb[0].permute(1, 2, 0) * _maximum(pixel), pixel)]
+        rows = rgb[0].permute(1, 2, 0)
+        levels = torch.empty(rows.shape, dtype=torch.uint8 if pixel.depth == 8 else torch.uint16, device=rgb.device)
+        for values, target in zip(torch.split(rows, _ROWS), torch.split(levels, _ROWS), strict=True):
+            target.copy_(_quantise(values.clamp(0, 1) * _maximum(pixel), pixel))
+        return [levels]
+    rgb = rgb.clamp(0, 1)
     luma_offset, luma_scale, chroma_offset, chroma_scale = _range(fmt)
     kr, kb = _LUMA["bt709" if fmt.matrix == "rgb" else fmt.matrix]
     r, g, b = rgb[0]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dped_live import color
 from dped_live.backends import Backend
 from dped_live.frame import Frame, VideoFormat
+from dped_live.scene_statistics import SceneStatistics
+from dped_live.staging import Staging
 
 
 class Enhancer:
@@ -20,12 +22,19 @@ class Enhancer:
     output: the pixel format, matrix and range of the frames that come out; size, times and everything else follow
     the frames that go in. strength: 0 gives the input, 1 the network's output, linear in between in RGB.
     before_after: the picture before and after side by side, as a viewer sees them (the original's second picture).
+    scenes: the statistics that apply from each scene's start on, in order of time; None normalises each frame by its
+    own, as the original does.
 
     Not thread-safe: one thread uses it at a time.
     """
 
     def __init__(
-        self, backend: Backend, output: VideoFormat, strength: float = 1.0, before_after: bool = False
+        self,
+        backend: Backend,
+        output: VideoFormat,
+        strength: float = 1.0,
+        before_after: bool = False,
+        scenes: Sequence[SceneStatistics] | None = None,
     ) -> None:
         if not 0 <= strength <= 1:
             raise ValueError(f"strength is from 0 to 1, not {strength}")
@@ -33,7 +42,8 @@ class Enhancer:
         self._output = output
         self._strength = strength
         self._before_after = before_after
-        self._staging = _Staging(backend.device)
+        self._scenes = scenes
+        self._staging = Staging(backend.device)
 
     def map(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Enhance each frame; order, times and alpha stay. The frames returned own their planes."""
@@ -47,11 +57,16 @@ class Enhancer:
             return frame
         with torch.inference_mode():
             before = color.to_rgb(self._staging.upload(frame.planes), frame.format)
+            statistics, strength = None, self._strength
+            if self._scenes is not None:
+                scene = self._scenes[max(0, bisect_right(self._scenes, frame.pts, key=lambda scene: scene.start) - 1)]
+                statistics, strength = scene.statistics, strength * scene.weight(frame)
             after = before
-            if self._strength > 0:
-                after = self._backend.enhance(before)
-            if 0 < self._strength < 1:
-                after = torch.lerp(before, after, self._strength)
+            if strength > 0:
+                replaced = strength == 1 and not self._before_after
+                after = self._backend.enhance(before, statistics, out=before if replaced else None)
+            if 0 < strength < 1:
+                after = torch.lerp(before, after, strength)
             alpha = frame.alpha
             if self._before_after:
                 axis, before_first = _side_by_side(frame.format.display_matrix)
@@ -88,35 +103,3 @@ def _same_planes(a: VideoFormat, b: VideoFormat) -> bool:
         b.full_range,
         b.chroma_location,
     )
-
-
-class _Staging:
-    """Moves planes between host and device.
-
-    On a GPU through pinned memory, on the current stream: the upload buffers are reused, and are free again once the
-    download of the same frame has been waited for, which `download` does.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pinned: list[Tensor] = []
-
-    def upload(self, planes: tuple[np.ndarray, ...]) -> list[Tensor]:
-        # torch warns of arrays that must not be written to, and cannot promise; nobody here writes.
-        tensors = [torch.from_numpy(np.require(plane, requirements="W")) for plane in planes]
-        if self._device.type == "cpu":
-            return tensors
-        if [(p.shape, p.dtype) for p in self._pinned] != [(t.shape, t.dtype) for t in tensors]:
-            self._pinned = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
-        for pinned, tensor in zip(self._pinned, tensors, strict=True):
-            pinned.copy_(tensor)
-        return [pinned.to(self._device, non_blocking=True) for pinned in self._pinned]
-
-    def download(self, planes: list[Tensor]) -> tuple[np.ndarray, ...]:
-        if self._device.type == "cpu":
-            return tuple(plane.numpy() for plane in planes)
-        host = [torch.empty(plane.shape, dtype=plane.dtype, pin_memory=True) for plane in planes]
-        for target, plane in zip(host, planes, strict=True):
-            target.copy_(plane, non_blocking=True)
-        torch.cuda.current_stream(self._device).synchronize()
-        return tuple(plane.numpy() for plane in host)

@@ -19,3 +19,7 @@ class OutputError(DpedError):
 
 class BackendError(DpedError):
     """The chosen device, backend or precision cannot be used on this machine."""
+
+
+class TooLargeError(BackendError):
+    """A picture does not fit into the device's memory; a part of it may."""

@@ -20,6 +20,11 @@ from dped_live.statistics import EPSILON, Statistics
 TANH_SCALE = 0.58
 TANH_OFFSET = 0.5
 
+Region = tuple[slice, slice]
+"""Rows and columns of a picture."""
+
+WHOLE: Region = (slice(None), slice(None))
+
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel over its picture.
@@ -89,28 +94,46 @@ class Generator(nn.Module):
             x = x + y
         return self._finish(x)
 
-    def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+    def measure(
+        self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
+    ) -> tuple[Tensor, Statistics]:
         """Enhance pictures as `forward` does, and return the statistics found on the way.
 
         With `statistics` given, these are applied and what each norm would have measured is returned; without, what
-        is measured is applied. Returns the pictures and Statistics with one frame for each of the N pictures.
+        is measured is applied. interior: where it is measured.
+        Returns the pictures and Statistics with one frame for each of the N pictures.
         """
-        x = F.relu(self.first(image))
+        x, measured = self._measure(image, statistics, interior, self.norms)
+        return self._finish(x), measured
+
+    def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
+        """Apply statistics of the first norms only, and return what the norm after them measures, for that alone.
+
+        before: of 0 to norms - 1 norms. interior: where it is measured.
+        """
+        norm = before.mean.shape[1]
+        measured = self._measure(image, before, interior, norm + 1)[1]
+        return Statistics(measured.mean[:, norm:], measured.variance[:, norm:])
+
+    def _measure(
+        self, image: Tensor, given: Statistics | None, interior: Region, norms: int
+    ) -> tuple[Tensor, Statistics]:
+        """The first `norms` residual layers; where `given` ends, what is measured is applied."""
+        x = y = F.relu(self.first(image))
         means, variances = [], []
-        for block in range(self.blocks):
-            y = x
-            for norm in (2 * block, 2 * block + 1):
-                y = self.residual[norm](y)
-                mean, variance = moments(y)
-                means.append(mean)
-                variances.append(variance)
-                if statistics is not None:
-                    mean, variance = statistics.mean[:, norm], statistics.variance[:, norm]
-                gain = self.norm_scale[norm] * torch.rsqrt(variance + EPSILON)
-                bias = self.norm_shift[norm] - mean * gain
-                y = F.relu(torch.addcmul(bias[:, :, None, None].to(y.dtype), y, gain[:, :, None, None].to(y.dtype)))
-            x = x + y
-        return self._finish(x), Statistics(torch.stack(means, 1), torch.stack(variances, 1))
+        for norm in range(norms):
+            y = self.residual[norm](y)
+            mean, variance = moments(y[(..., *interior)])
+            means.append(mean)
+            variances.append(variance)
+            if given is not None and norm < given.mean.shape[1]:
+                mean, variance = given.mean[:, norm], given.variance[:, norm]
+            gain = self.norm_scale[norm] * torch.rsqrt(variance + EPSILON)
+            bias = self.norm_shift[norm] - mean * gain
+            y = F.relu(torch.addcmul(bias[:, :, None, None].to(y.dtype), y, gain[:, :, None, None].to(y.dtype)))
+            if norm % 2:
+                x = y = x + y
+        return x, Statistics(torch.stack(means, 1), torch.stack(variances, 1))
 
     def _finish(self, x: Tensor) -> Tensor:
         for convolution in self.tail:

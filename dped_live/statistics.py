@@ -6,6 +6,7 @@ over the frame. Here these numbers are not hidden in a layer: they can be measur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,3 +43,16 @@ class Statistics:
         """
         gain = scale * torch.rsqrt(self.variance + EPSILON)
         return gain, shift - self.mean * gain
+
+
+def combine(several: Sequence[Statistics]) -> Statistics:
+    """The statistics of several pictures of one size taken as one, for one frame.
+
+    Exact for the first norm: the variance is that within the pictures and that between their means. For the later
+    norms it stands for pictures that had each been normalised by itself.
+    """
+    mean = torch.cat([statistics.mean for statistics in several]).double()
+    variance = torch.cat([statistics.variance for statistics in several]).double()
+    common = mean.mean(dim=0, keepdim=True)
+    spread = (variance + mean.square()).mean(dim=0, keepdim=True) - common.square()
+    return Statistics(common.float(), spread.clamp_min(0).float())

@@ -13,9 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "dped_live"
 
 LAYERS = [
     {"errors", "frame"},
-    {"photo", "partial", "channel", "color", "statistics", "tensor_bundle"},
+    {"photo", "partial", "channel", "color", "metrics", "scenes", "staging", "statistics", "tensor_bundle"},
     {"generator"},
     {"weights", "backends", "sources", "sinks"},
+    {"scene_statistics"},
     {"enhance"},
     {"pipeline"},
     {"batch"},

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from dped_live.backends import Backend, Precision, open_backend, torch_cpu
+from dped_live.backends import Backend, Precision, Tile, open_backend, torch_cpu
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
 
@@ -16,17 +16,27 @@ from conftest import random_generator
 # Largest error and least PSNR against float32 of the generator; reduced precisions as measured on the real models.
 TOLERANCE: dict[Precision, tuple[float, float]] = {"fp32": (5e-6, 110), "bf16": (0.08, 42), "fp16": (1 / 255, 60)}
 
-BACKENDS: list[tuple[str, Precision]] = [("cpu", "fp32"), ("cpu", "bf16"), ("cuda", "fp32"), ("cuda", "fp16")]
+Choice = tuple[str, Precision, Tile]
+
+BACKENDS: list[Choice] = [
+    ("cpu", "fp32", "off"),
+    ("cpu", "bf16", "off"),
+    ("cpu", "fp32", 32),
+    ("cpu", "bf16", 32),
+    ("cuda", "fp32", "off"),
+    ("cuda", "fp16", "off"),
+    ("cuda", "fp16", 32),
+]
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: "-".join(backend))
-def choice(request: pytest.FixtureRequest) -> tuple[str, Precision]:
-    device, precision = request.param
+@pytest.fixture(params=BACKENDS, ids=lambda backend: "-".join(map(str, backend)))
+def choice(request: pytest.FixtureRequest) -> Choice:
+    device, precision, tile = request.param
     if device == "cuda" and not torch.cuda.is_available():
         if os.environ.get("DPED_REQUIRE_GPU") == "1":
             pytest.fail("DPED_REQUIRE_GPU=1, and torch finds no GPU")
         pytest.skip("needs an NVIDIA GPU")
-    return device, precision
+    return device, precision, tile
 
 
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -44,9 +54,7 @@ def check(actual: torch.Tensor, expected: torch.Tensor, precision: Precision) ->
 
 @pytest.mark.parametrize("network", [(8, 2), (16, 4)])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (7, 5), (67, 101), (96, 64)])
-def test_enhances_as_the_generator(
-    choice: tuple[str, Precision], network: tuple[int, int], size: tuple[int, int]
-) -> None:
+def test_enhances_as_the_generator(choice: Choice, network: tuple[int, int], size: tuple[int, int]) -> None:
     generator, image = random_generator(*network), picture(*size)
     backend = open_backend(generator, *choice)
     with torch.inference_mode():
@@ -56,7 +64,7 @@ def test_enhances_as_the_generator(
     check(backend.enhance(image.to(backend.device)), expected, choice[1])
 
 
-def test_applies_and_measures_statistics_as_the_generator(choice: tuple[str, Precision]) -> None:
+def test_applies_and_measures_statistics_as_the_generator(choice: Choice) -> None:
     generator, image = random_generator(16, 3), picture(45, 70)
     backend = open_backend(generator, *choice)
     with torch.inference_mode():
@@ -73,7 +81,7 @@ def test_applies_and_measures_statistics_as_the_generator(choice: tuple[str, Pre
     check(backend.enhance(on_device, other), expected_given, choice[1])
 
 
-def test_sizes_may_change_between_frames(choice: tuple[str, Precision]) -> None:
+def test_sizes_may_change_between_frames(choice: Choice) -> None:
     generator = random_generator()
     backend = open_backend(generator, *choice)
     for size in ((40, 30), (12, 50), (40, 30), (41, 30)):
@@ -82,7 +90,7 @@ def test_sizes_may_change_between_frames(choice: tuple[str, Precision]) -> None:
             check(backend.enhance(image.to(backend.device)), generator(image), choice[1])
 
 
-def test_a_result_belongs_to_the_caller(choice: tuple[str, Precision]) -> None:
+def test_a_result_belongs_to_the_caller(choice: Choice) -> None:
     backend = open_backend(random_generator(), *choice)
     first = backend.enhance(picture(20, 20).to(backend.device))
     kept = first.clone()
@@ -90,12 +98,22 @@ def test_a_result_belongs_to_the_caller(choice: tuple[str, Precision]) -> None:
     assert torch.equal(first, kept)
 
 
-def test_the_input_is_left_alone(choice: tuple[str, Precision]) -> None:
+def test_the_input_is_left_alone(choice: Choice) -> None:
     backend = open_backend(random_generator(), *choice)
     image = picture(20, 20).to(backend.device)
     before = image.clone()
     backend.enhance(image)
     assert torch.equal(image, before)
+
+
+def test_the_result_can_replace_the_input(choice: Choice) -> None:
+    backend = open_backend(random_generator(), *choice)
+    image = picture(90, 71).to(backend.device)
+    for statistics in (None, backend.measure(image)[1]):
+        expected = backend.enhance(image, statistics)
+        replaced = image.clone()
+        assert backend.enhance(replaced, statistics, out=replaced) is replaced
+        assert torch.equal(replaced, expected)
 
 
 @pytest.mark.parametrize("band_bytes", [1, 3000, 20000])
@@ -127,7 +145,7 @@ def test_statistics_of_twelve_megapixels_are_exact() -> None:
 
 
 def test_a_picture_too_large_for_memory_is_refused_before_it_is_tried() -> None:
-    backend = open_backend(random_generator(64, 4), "cpu", "fp32")
+    backend = open_backend(random_generator(64, 4), "cpu", "fp32", tile="off")
     huge = torch.zeros(1, 3, 1, 1).expand(1, 3, 200_000, 200_000)
     with pytest.raises(BackendError, match=r"a 200000x200000 picture needs .* GB .* are free"):
         backend.enhance(huge)

@@ -55,8 +55,14 @@ class Identity:
     def change(self, image: Tensor) -> Tensor:
         return image.clone()
 
-    def enhance(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:  # noqa: ARG002
-        return self.change(image)
+    def enhance(
+        self,
+        image: Tensor,
+        statistics: Statistics | None = None,  # noqa: ARG002
+        out: Tensor | None = None,
+    ) -> Tensor:
+        changed = self.change(image)
+        return changed if out is None else out.copy_(changed)
 
     def measure(
         self,
@@ -81,7 +87,7 @@ class Given(Identity):
         self.given = torch.empty(0)
 
     def change(self, image: Tensor) -> Tensor:
-        self.given = image
+        self.given = image.clone()
         return self.result.clone()
 
 
@@ -519,7 +525,7 @@ def tags(path: Path) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt2020"])
 def test_colours_arrive_as_they_were(tmp_path: Path, matrix: str, full: bool, shape: str) -> None:
-    truth, other = gradient(64, 48), gradient(64, 48, phase=0.7)[:, ::-1]
+    truth, other = gradient(64, 48), gradient(64, 48, phase=0.7)
     pix_fmt = f"yuv{shape}p"
     frames = [as_frame(to_planes(truth, matrix, full, shape), pix_fmt) for _ in range(2)]
     tag = tagged(CODE[matrix], FULL if full else LIMITED)
@@ -528,12 +534,16 @@ def test_colours_arrive_as_they_were(tmp_path: Path, matrix: str, full: bool, sh
     target = tmp_path / "out.mp4"
     backend = Given(other)
     convert(source, target, backend, LOSSLESS)
-    assert error(255 * backend.given[0].permute(1, 2, 0).numpy(), truth) < 1.5
+    assert error(255 * backend.given[0].permute(1, 2, 0).numpy(), truth) < 0.7  # 0.5 is what the rounding costs
     assert tags(target)[:2] == (CODE[matrix], FULL if full else LIMITED)
     with av.open(str(target)) as container:
-        assert next(container.decode(video=0)).format.name.replace("yuvj", "yuv") == pix_fmt
+        frame = next(container.decode(video=0))
+        assert frame.format.name.replace("yuvj", "yuv") == pix_fmt
+        for plane, expected in zip(frame.planes, to_planes(other, matrix, full, shape), strict=True):
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+            assert abs(rows[: expected.shape[0], : expected.shape[1]] - expected.astype(int)).max() <= 1
     for picture in decode_rgb(target):
-        assert error(picture, other) < 1.5
+        assert error(picture, other) < 1.5  # swscale is half a sample of chroma off
 
 
 def test_wrong_matrix_and_wrong_range_would_be_seen() -> None:
@@ -583,33 +593,34 @@ def test_tags_and_depth_are_kept(tmp_path: Path, suffix: str) -> None:
 
 @needs_ffmpeg
 @pytest.mark.parametrize(
-    ("pix_fmt", "codec"),
+    ("pix_fmt", "codec", "result"),
     [
-        ("gray", "ffv1"),
-        ("gray10le", "ffv1"),
-        ("gray16le", "ffv1"),
-        ("rgb24", "libx264rgb"),
-        ("gbrp10le", "ffv1"),
-        ("bgr0", "ffv1"),
-        ("rgb24", "png"),
-        ("yuv411p", "ffv1"),
-        ("yuv440p", "ffv1"),
-        ("yuva420p", "ffv1"),
-        ("yuv420p9le", "ffv1"),
-        ("yuv444p", "ffv1"),
-        ("yuv422p10le", "ffv1"),
-        ("yuv420p14le", "ffv1"),
-        ("yuv444p16le", "ffv1"),
-        ("yuvj420p", "mjpeg"),
+        ("gray", "ffv1", "yuv420p"),
+        ("gray10le", "ffv1", "yuv420p10le"),
+        ("gray16le", "ffv1", "yuv420p10le"),
+        ("bgr0", "ffv1", "yuv420p"),
+        ("gbrp10le", "ffv1", "yuv420p10le"),
+        ("rgb24", "libx264rgb", "yuv420p"),
+        ("rgb24", "png", "yuv420p"),
+        ("yuv411p", "ffv1", "yuv444p"),
+        ("yuv440p", "ffv1", "yuv444p"),
+        ("yuv444p", "ffv1", "yuv444p"),
+        ("yuva420p", "ffv1", "yuv420p"),
+        ("yuv420p9le", "ffv1", "yuv420p10le"),
+        ("yuv422p10le", "ffv1", "yuv422p10le"),
+        ("yuv420p14le", "ffv1", "yuv420p10le"),
+        ("yuv444p16le", "ffv1", "yuv444p10le"),
+        ("yuvj420p", "mjpeg", "yuvj420p"),
     ],
 )
-def test_pixel_formats_of_every_kind_keep_their_colours(tmp_path: Path, pix_fmt: str, codec: str) -> None:
+def test_pixel_formats_of_every_kind_keep_their_colours(tmp_path: Path, pix_fmt: str, codec: str, result: str) -> None:
     name = "in.mov" if codec == "png" else "in.mkv"
     source = write_clip(tmp_path / name, moving(2), codec=codec, pix_fmt=pix_fmt, options={"strict": "-2"})
     target = tmp_path / "out.mp4"
     convert(source, target, encoding=LOSSLESS)
-    expected = decode_rgb(source)
-    assert error(decode_rgb(target), expected) < 2.5  # 8-bit 4:2:0 of RGB loses most of it
+    assert error(decode_rgb(target), decode_rgb(source)) < 2.5  # 8-bit 4:2:0 of RGB loses most of it
+    with av.open(str(target)) as container:
+        assert next(container.decode(video=0)).format.name == result
 
 
 @needs_ffmpeg
@@ -652,9 +663,9 @@ def test_nothing_changes_but_for_the_encoder(tmp_path: Path, strength: float) ->
 
 
 def test_strength_mixes(tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "in.mp4", [np.full((48, 64, 3), 200, np.uint8)] * 2)
+    source = write_clip(tmp_path / "in.mp4", moving(2))
     convert(source, tmp_path / "out.mp4", Black(), LOSSLESS, strength=0.25)
-    assert abs(decode_rgb(tmp_path / "out.mp4").mean() - 150) < 1.5
+    assert error(decode_rgb(tmp_path / "out.mp4"), 0.75 * decode_rgb(source)) < 1.5
 
 
 # Shape.
@@ -730,8 +741,8 @@ def test_rotation_is_kept(tmp_path: Path, suffix: str) -> None:
 @needs_ffmpeg
 @pytest.mark.parametrize("name", TURNS)
 def test_before_is_left_and_after_right_as_seen(tmp_path: Path, name: str) -> None:
-    white = [np.full((48, 64, 3), 235, np.uint8)] * 2
-    source = write_clip(tmp_path / "in.mp4", white, configure=turning(name))
+    bright = [255 - picture // 2 for picture in moving(2)]
+    source = write_clip(tmp_path / "in.mp4", bright, configure=turning(name))
     convert(source, tmp_path / "out.mp4", Black(), before_after=True)
     seen = decode_rgb(tmp_path / "out.mp4", turned=True)[0]
     once = decode_rgb(source, turned=True)[0]
@@ -739,7 +750,7 @@ def test_before_is_left_and_after_right_as_seen(tmp_path: Path, name: str) -> No
         assert once.shape == (64, 48, 3)
     height, width, _ = once.shape
     assert seen.shape == (height, 2 * width, 3)
-    assert seen[:, : width - 4].min() > 200
+    assert error(seen[:, : width - 4], once[:, :-4]) < 6
     assert seen[:, width + 4 :].max() < 40
 
 
@@ -884,6 +895,30 @@ def test_damage_is_passed_over_and_told(tmp_path: Path) -> None:
     assert any("damaged" in note for note in notes)
 
 
+def test_odd_files(shared: Path, tmp_path: Path) -> None:
+    """Files of the wild: a strange one works, and a bad one is an error of one line."""
+    hopeless = {"audio_only.mp4", "random.mp4", "trunc_no_moov.mp4"}
+    for source in sorted((shared / "video" / "odd").iterdir()):
+        target = tmp_path / f"{source.stem}.mkv"
+        if source.name in hopeless:
+            with pytest.raises(InputError) as caught:
+                convert(source, target)
+            assert "\n" not in str(caught.value)
+            continue
+        outcome, notes = convert(source, target, strength=0)
+        shown = times(target)
+        assert len(shown) == outcome.frames > 0, source.name
+        assert shown == sorted(shown), source.name
+        assert all("\n" not in note for note in notes)
+        with av.open(str(source), metadata_errors="replace") as container:
+            has_sound = bool(container.streams.audio)
+        left_out = any("the sound" in note for note in notes)
+        with av.open(str(target)) as container:
+            assert bool(container.streams.audio) == (has_sound and not left_out), source.name
+        target.unlink()
+    assert left_over(tmp_path) == []
+
+
 # Interruption.
 
 
@@ -972,20 +1007,27 @@ def test_disk_that_takes_no_more_is_one_line(start: Callable[..., subprocess.Pop
     noise = [np.random.default_rng(index).integers(0, 256, (48, 64, 3), dtype=np.uint8) for index in range(300)]
     write_clip(tmp_path / "in.mp4", noise, sound=Sound(12))
 
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    def limit(size: int) -> Callable[[], None]:
+        def apply() -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    children = [(name, start("in.mp4", "-o", name, preexec_fn=limit)) for name in ("out.mp4", "out.mkv")]
-    for name, child in children:
+        return apply
+
+    # The beginning of a Matroska file can be played, that of an MP4 cannot.
+    expected = {
+        "header.mp4": (1, ""),
+        "out.mp4": (100_000, ""),
+        "out.mkv": (100_000, "; the pictures before it are in out.part.mkv"),
+    }
+    children = {name: start("in.mp4", "-o", name, preexec_fn=limit(size)) for name, (size, _) in expected.items()}
+    for name, child in children.items():
         output, errors = child.communicate(timeout=SECONDS)
         assert child.returncode == 1
         assert output == ""
-        lines = [line for line in errors.splitlines() if "frames, " not in line]
-        assert len(lines) == 2  # the first says what computes
-        assert lines[1].startswith(f"dped-live: in.mp4: {name}: File too large")
-    # The beginning of a Matroska file can be played, that of an MP4 cannot.
-    assert lines[1].endswith("; the pictures before it are in out.part.mkv")
+        assert errors.splitlines()[-1] == f"dped-live: in.mp4: {name}: File too large{expected[name][1]}"
+        assert sum("File too large" in line for line in errors.splitlines()) == 1
+        assert "Traceback" not in errors
     assert left_over(tmp_path) == ["in.mp4", "out.part.mkv"]
     assert len(times(tmp_path / "out.part.mkv")) > 5
 
@@ -994,8 +1036,7 @@ def test_control_c_finishes_what_is_begun(start: Callable[..., subprocess.Popen[
     write_clip(tmp_path / "in.mp4", moving(50) * 100, sound=Sound(10))
     child = start("in.mp4", "-o", "out.mp4")
     part = tmp_path / "out.part.mp4"
-    wait_for(part.exists, child)
-    time.sleep(0.3)
+    wait_for(lambda: part.exists() and part.stat().st_size > 30_000, child)
     child.send_signal(signal.SIGINT)
     output, errors = child.communicate(timeout=SECONDS)
     assert child.returncode == 130

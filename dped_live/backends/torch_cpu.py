@@ -15,15 +15,17 @@ picture lies in r. Rows above and below the picture are zero: they are the paddi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dped_live.errors import BackendError
-from dped_live.generator import TANH_OFFSET, TANH_SCALE, Generator
+from dped_live.errors import TooLargeError
+from dped_live.generator import TANH_OFFSET, TANH_SCALE, WHOLE, Generator, Region
 from dped_live.statistics import EPSILON, Statistics
 
 _BAND_BYTES = 4 << 20
@@ -31,21 +33,22 @@ _BAND_BYTES = 4 << 20
 benchmarks/NOTES.md."""
 
 
-_BAND_PIXELS = 1 << 15
-"""At most so many go into one float32 sum of the statistics."""
+_SUM_PIXELS = 1 << 10
+"""At most so many go into one float32 sum of the statistics: then these agree to 1e-6, however a picture is cut."""
 
 
 class TorchCpuBackend:
     """Runs a generator on the CPU; see backends.Backend.
 
     precision: torch.float32 or torch.bfloat16, for weights and activations. Sums, statistics, tanh and the result
-    are float32 or better in both. The buffers for one frame size stay allocated until another size comes.
+    are float32 or better in both. The buffers stay allocated for pictures as large as the largest so far.
     """
 
     device = torch.device("cpu")
 
     def __init__(self, generator: Generator, precision: torch.dtype, description: str = "CPU") -> None:
         self.description = description
+        self.bytes_per_pixel = 2 * generator.channels * precision.itemsize  # x and r
         self._precision = precision
         self._channels = generator.channels
         self._norms = generator.norms
@@ -58,29 +61,46 @@ class TorchCpuBackend:
         self._last = self._weights(*_four_pixels_at_once(generator.last.weight, generator.last.bias))
         # A layer from r to r moves the picture up by a row; there are B + 1 of them, then a 9x9 layer reads 4 above.
         self._margin = generator.blocks + 1 + 4
-        self._size = (0, 0)
-        self._x = self._r = torch.empty(0)
+        self._memory = torch.empty(0, dtype=precision)
 
-    def enhance(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         with torch.inference_mode():
-            return self._run(image, statistics, fold=statistics is not None)[0]
+            self._buffers(*image.shape[2:])  # refuses what is too large, before anything else is allocated
+            result = torch.empty(image.shape) if out is None else out
+            for _ in self._run(image, result, statistics, fold=statistics is not None):
+                pass
+            return result
 
-    def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+    def measure(
+        self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
+    ) -> tuple[Tensor, Statistics]:
         with torch.inference_mode():
-            enhanced, means, variances = self._run(image, statistics, fold=False)
-            return enhanced, Statistics(torch.stack(means)[None].float(), torch.stack(variances)[None].float())
+            self._buffers(*image.shape[2:])
+            result = torch.empty(image.shape)
+            return result, _as_statistics(self._run(image, result, statistics, interior=interior))
 
-    def _run(self, image: Tensor, given: Statistics | None, fold: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """fold: `given` goes into the weights and nothing is measured."""
+    def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
+        norm = before.mean.shape[1]
+        with torch.inference_mode():
+            # No result is needed, for the run is left at this norm.
+            return _as_statistics(islice(self._run(image, image, before, interior=interior), norm, norm + 1))
+
+    def _run(
+        self, image: Tensor, result: Tensor, given: Statistics | None, fold: bool = False, interior: Region = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each norm's mean and variance in the interior, then fill `result`, which may be the image.
+
+        given: of as many norms as the run is to pass with them. fold: they go into the weights, nothing is measured.
+        """
         height, width = image.shape[2:]
-        self._allocate(height, width)
-        x, r, top = self._x, self._r, self._margin
+        x, r = self._buffers(height, width)
+        top = self._margin
+        x[0] = x[-1] = 0
         r[:top] = 0
         r[top + height :] = 0
-        self._first_layer(image)
+        self._first_layer(image, x)
 
-        means: list[Tensor] = []
-        variances: list[Tensor] = []
+        inside_from, inside_to, _ = interior[0].indices(height)
         norm: tuple[Tensor, Tensor] | None = None  # gain and bias that r still waits for
         for layer in range(self._norms + 1):
             in_tail = layer == self._norms
@@ -101,7 +121,8 @@ class TorchCpuBackend:
                 source = x[y : end + 2] if joins else r[top + y - 1 : top + end + 1]
                 convolved = _convolve(source, weight, weight_bias)
                 if not activate:
-                    sums.add(convolved)
+                    inside = slice(max(0, inside_from - y), max(0, inside_to - y))
+                    sums.add(convolved[inside, interior[1]])
                 at = top + y if joins else top + y - 1
                 _store(convolved, r[at : at + end - y], activate)
             if not joins:
@@ -111,8 +132,7 @@ class TorchCpuBackend:
                 norm = None
                 continue
             mean, variance = sums.result()
-            means.append(mean)
-            variances.append(variance)
+            yield mean, variance
             if given is not None:
                 mean, variance = given.mean[0, layer].double(), given.variance[0, layer].double()
             gain = self._scale[layer] * torch.rsqrt(variance + EPSILON)
@@ -123,33 +143,38 @@ class TorchCpuBackend:
             _store(convolved, r[top + y - 1 : top + end - 1], activate=True)
         top -= 1
         r[top + height :] = 0
-        return self._last_layer(r[top - 4 :], height, width), means, variances
+        self._last_layer(r[top - 4 :], result)
 
-    def _allocate(self, height: int, width: int) -> None:
-        if self._size == (height, width):
-            return
-        self._size = (0, 0)
-        self._x = self._r = torch.empty(0)
+    def _buffers(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """x and r, with whatever was in them: tiles of a picture differ in size, and fresh memory costs time."""
         x_shape = (height + 2, width, self._channels)
         # Below: 4 rows of padding for the last layer and 1 for an odd height, computed in pairs of rows.
         r_shape = (self._margin + height + 5, width, self._channels)
-        needed = (x_shape[0] + r_shape[0]) * width * self._channels * self._precision.itemsize
-        available = psutil.virtual_memory().available
-        if needed > 0.9 * available:
-            raise BackendError(
-                f"a {width}x{height} picture needs {needed / 1e9:.1f} GB of memory in this precision and "
-                f"{available / 1e9:.1f} GB are free; use --precision bf16 or a smaller picture"
-            )
-        self._x = torch.zeros(x_shape, dtype=self._precision)
-        self._r = torch.zeros(r_shape, dtype=self._precision)
-        self._size = (height, width)
+        x_length, r_length = math.prod(x_shape), math.prod(r_shape)
+        if self._memory.numel() < x_length + r_length:
+            self._memory = self._memory.new_empty(0)
+            needed = (x_length + r_length) * self._precision.itemsize
+            available = psutil.virtual_memory().available
+            if needed > 0.9 * available:
+                raise TooLargeError(
+                    f"a {width}x{height} picture needs {needed / 1e9:.1f} GB of memory in this precision and "
+                    f"{available / 1e9:.1f} GB are free; use --tile auto, --precision bf16 or a smaller picture"
+                )
+            self._memory = self._memory.new_empty(x_length + r_length)
+        return self._memory[:x_length].view(x_shape), self._memory[x_length:][:r_length].view(r_shape)
 
     def _bands(self, height: int, width: int) -> Iterator[tuple[int, int]]:
-        """First row and end row of each band; every band but the last has an even number of rows."""
-        pixels = min(_BAND_PIXELS, _BAND_BYTES // (self._channels * self._precision.itemsize))
+        """First row and end row of each band; every band but the last has an even number of rows.
+
+        The last takes a rest of less than half a band with it: torch gives inputs of up to 20,480 numbers to another
+        convolution, which rounds differently, and a tile must not differ from the picture.
+        """
+        pixels = _BAND_BYTES // (self._channels * self._precision.itemsize)
         rows = max(2, pixels // width // 2 * 2)
-        for y in range(0, height, rows):
-            yield y, min(height, y + rows)
+        last = max(0, round(height / rows) - 1)
+        for band in range(last):
+            yield band * rows, (band + 1) * rows
+        yield last * rows, height
 
     def _weights(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weight = weight.detach().to(self._precision).contiguous(memory_format=torch.channels_last)
@@ -163,47 +188,54 @@ class TorchCpuBackend:
         bias = self._shift[layer] - given.mean[0, layer].double() * gain
         return self._weights(weight * gain[:, None, None, None], bias)
 
-    def _first_layer(self, image: Tensor) -> None:
-        height, width = self._size
+    def _first_layer(self, image: Tensor, x: Tensor) -> None:
+        height, width = image.shape[2:]
         padded = F.pad(image.to(self._precision), (0, 0, 4, 4)).contiguous(memory_format=torch.channels_last)
         for y, end in self._bands(height, width):
             convolved = F.conv2d(padded[:, :, y : end + 8], *self._first, padding=(0, 4))
-            _store(convolved[0].permute(1, 2, 0), self._x[1 + y : 1 + end], activate=True)
+            _store(convolved[0].permute(1, 2, 0), x[1 + y : 1 + end], activate=True)
 
-    def _last_layer(self, padded: Tensor, height: int, width: int) -> Tensor:
+    def _last_layer(self, padded: Tensor, result: Tensor) -> None:
         """padded: rows of r from 4 above the picture on."""
-        result = torch.empty((1, 3, height, width))
+        height, width = result.shape[2:]
         # An odd width needs one more column on the right; padding is symmetric, so the left gets it too.
         odd = width % 2
         for y, end in self._bands(height, width):
             even_end = end + (end - y) % 2
             pairs = F.conv2d(_as_picture(padded[y : even_end + 8]), *self._last, stride=2, padding=(0, 4 + odd))
             band = F.pixel_shuffle(pairs.float(), 2)[:, :, : end - y, odd : odd + width]
-            torch.tanh(band, out=result[:, :, y:end])
-        return result.mul_(TANH_SCALE).add_(TANH_OFFSET)
+            result[:, :, y:end] = torch.tanh(band).mul_(TANH_SCALE).add_(TANH_OFFSET)
 
 
 class _Moments:
-    """Mean and variance of each channel over bands: each band's in float32, the bands' in float64."""
+    """Mean and variance of each channel over bands: of a few rows' pixels in float32, of all in float64."""
 
     def __init__(self, channels: int) -> None:
         self._count = 0
         self._sum = torch.zeros(channels, dtype=torch.float64)
         self._squares = torch.zeros(channels, dtype=torch.float64)
+        # Not used, but for its type: without it the results of a bf16 band are rounded to bf16.
+        self._running = torch.zeros(channels)
 
     def add(self, band: Tensor) -> None:
         """band: (rows, width, channels)."""
-        # Momentum and the running statistics are not used. The only call that reads a channels-last band once, at
-        # memory speed; over a whole frame its one float32 sum would lose digits.
-        mean, variance = torch.batch_norm_update_stats(_as_picture(band), None, None, 0.0)
-        count = band.shape[0] * band.shape[1]
-        self._count += count
-        self._sum += mean.double() * count
-        self._squares += (variance.double() + mean.double().square()) * count
+        for part in torch.split(band.reshape(-1, 1, band.shape[2]), _SUM_PIXELS):
+            if not len(part):
+                continue
+            # The only call that reads a channels-last band once, at memory speed. Momentum 0.
+            mean, variance = torch.batch_norm_update_stats(_as_picture(part), self._running, self._running, 0.0)
+            self._count += len(part)
+            self._sum += mean.double() * len(part)
+            self._squares += (variance.double() + mean.double().square()) * len(part)
 
     def result(self) -> tuple[Tensor, Tensor]:
         mean = self._sum / self._count
         return mean, (self._squares / self._count - mean.square()).clamp_min_(0)
+
+
+def _as_statistics(norms: Iterable[tuple[Tensor, Tensor]]) -> Statistics:
+    means, variances = zip(*norms, strict=True)
+    return Statistics(torch.stack(means)[None].float(), torch.stack(variances)[None].float())
 
 
 def _as_picture(rows: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from dped_live.errors import BackendError
-from dped_live.generator import Generator
+from dped_live.errors import TooLargeError
+from dped_live.generator import WHOLE, Generator, Region
 from dped_live.statistics import Statistics
 
 
@@ -24,20 +24,28 @@ class TorchCudaBackend:
         self.device = device
         self.description = description
         self._precision = precision
+        # The block's input, a layer's input and its output, one more while ReLU copies, and cuDNN's workspace.
+        self.bytes_per_pixel = 5 * generator.channels * precision.itemsize
         # fp32 was asked for where it is used: TF32 has the ten-bit mantissa of fp16.
         torch.backends.cudnn.allow_tf32 = False
         self._generator: Generator = copy.deepcopy(generator).to(device, precision)
         self._generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def enhance(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:
+    def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         with torch.inference_mode(), _memory_error(image):
             enhanced: Tensor = self._generator.forward(self._input(image), statistics)
-            return enhanced.float()
+            return enhanced.float() if out is None else out.copy_(enhanced)
 
-    def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+    def measure(
+        self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
+    ) -> tuple[Tensor, Statistics]:
         with torch.inference_mode(), _memory_error(image):
-            enhanced, measured = self._generator.measure(self._input(image), statistics)
+            enhanced, measured = self._generator.measure(self._input(image), statistics, interior)
             return enhanced.float(), measured
+
+    def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
+        with torch.inference_mode(), _memory_error(image):
+            return self._generator.measure_next(self._input(image), before, interior)
 
     def _input(self, image: Tensor) -> Tensor:
         return image.to(self._precision, memory_format=torch.channels_last)
@@ -48,7 +56,7 @@ def _memory_error(image: Tensor) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        raise BackendError(
+        raise TooLargeError(
             f"a {image.shape[3]}x{image.shape[2]} picture does not fit into the GPU's memory; "
-            f"use --device cpu or a smaller picture"
+            f"use --tile auto or --device cpu"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ _QUALITY: dict[str, dict[str, str]] = {
     "libvpx-vp9": {"crf": "24", "b:v": "0", "row-mt": "1", "deadline": "good", "cpu-used": "2"},
 }
 """Visually near lossless. Encoders that are not here keep their own defaults."""
+
+_OF_THE_DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
+"""Errors of writing a header that have nothing to do with what is written."""
 
 _PRIMING = Fraction(1, 10)
 """Seconds of sound before the first that is heard: AAC needs up to three packets (64 ms) to start up."""
@@ -150,6 +154,8 @@ class FileSink:
             # Explicitly: if writing the header failed inside mux(), the next mux() would crash the process.
             self._container.start_encoding()
         except (av.FFmpegError, OSError, ValueError) as error:
+            if getattr(error, "errno", None) in _OF_THE_DISK:
+                raise OutputError(f"{path}: {_reason(error)}") from error
             sound = "" if self._audio_out is None else f" with {self._audio_out.codec_context.name} sound"
             tuned = encoding.crf is not None or encoding.preset is not None
             raise OutputError(

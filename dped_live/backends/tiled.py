@@ -1,0 +1,245 @@
+"""Pictures of any size, in tiles.
+
+With given statistics the network is local: an output pixel depends on its surroundings, 18 pixels far for the models
+of 12 layers. So tiles that bring such a halo with them, cut off at the picture's borders, give exactly the pixels of
+the whole picture.
+
+A picture's own statistics can be measured on tiles too. A norm's depend only on those of the norms before it, so for
+each norm in turn all tiles go through the network up to it, with the norms before as found, and what they measure is
+pooled. This costs 36 residual layers instead of 8; how long it takes is in benchmarks/NOTES.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import psutil
+import torch
+from torch import Tensor
+
+from dped_live.backends import WholeBackend
+from dped_live.errors import TooLargeError
+from dped_live.generator import Generator
+from dped_live.statistics import Statistics
+
+_HOST_BYTES = 1_200_000_000
+"""What a CPU may use for a picture and its activations even if more is free. With Python, torch and the decoder a
+process stays below 1.5 GB, and tiles cost no more than a tenth where the statistics are given."""
+
+_PICTURE_BYTES = 48
+"""Planned for each pixel beside the activations: RGB in float32 four times, as in the conversion from YUV."""
+
+_PLANNED_SIDE = 512
+"""No smaller tiles are planned: they save little memory, and a halo of 18 is a seventh of the work."""
+
+_LEAST_SIDE = 64
+"""No smaller tiles are tried where memory runs out nevertheless."""
+
+
+class TiledBackend:
+    """Runs another backend on a picture's tiles, if the picture is too large for it; see backends.Backend.
+
+    side: of the tiles; larger pictures are cut. None chooses it by the free memory when a picture of another size
+    comes, and halves it whenever memory runs out; `notify` is told of either, once.
+
+    In float32 on a CPU the same statistics give the same bits as without tiles. Measured ones agree to 1e-6.
+    """
+
+    def __init__(
+        self, backend: WholeBackend, generator: Generator, side: int | None, notify: Callable[[str], None]
+    ) -> None:
+        self.device = backend.device
+        self.description = backend.description if side is None else f"{backend.description}, tiles of {side}x{side}"
+        self._backend = backend
+        self._norms = generator.norms
+        self._channels = generator.channels
+        self._halo = 4 + generator.norms + 2 + 4  # 9x9, 3x3 for each norm, two of 3x3, 9x9
+        self._fixed_side = side
+        self._notify = notify
+        self._told: set[str] = set()
+        self._size = (0, 0)
+        self._side = 0
+
+    def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
+        if self._fits(image):
+            try:
+                return self._backend.enhance(image, statistics, out)
+            except TooLargeError as error:
+                self._shrink(error)
+        with torch.inference_mode():
+            if statistics is None:
+                statistics = self._statistics(image)
+            result = torch.empty_like(image) if out is None else out
+            self._enhance(image, statistics, result)
+            return result
+
+    def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+        if self._fits(image):
+            try:
+                return self._backend.measure(image, statistics)
+            except TooLargeError as error:
+                self._shrink(error)
+        with torch.inference_mode():
+            if statistics is None:
+                measured = self._statistics(image)
+                return self.enhance(image, measured), measured
+            while True:
+                try:
+                    return self._measure(image, statistics)
+                except TooLargeError as error:
+                    self._shrink(error)
+
+    def _enhance(self, image: Tensor, statistics: Statistics, result: Tensor) -> None:
+        """Row by row of tiles. `result` may be the image: a row of tiles is written when all of it is done, and what
+        the next one needs of the picture above it is kept."""
+        height = image.shape[2]
+        above = image[:, :, :0]
+        done = 0
+        while done < height:
+            rows = next(_spans(height, self._side, self._halo, done))
+            try:
+                enhanced = self._enhance_row(image, above, rows, statistics)
+            except TooLargeError as error:
+                self._shrink(error)
+                continue
+            above = torch.cat((above, image[:, :, rows.place][:, :, -self._halo :]), dim=2)[:, :, -self._halo :]
+            result[:, :, rows.place] = enhanced
+            done = rows.place.stop
+
+    def _enhance_row(self, image: Tensor, above: Tensor, rows: _Span, statistics: Statistics) -> Tensor:
+        """above: the rows of the picture's halo above the row of tiles."""
+        enhanced = image.new_empty((1, 3, rows.place.stop - rows.place.start, image.shape[3]))
+        for columns in _spans(image.shape[3], self._side, self._halo):
+            below = image[:, :, rows.place.start : rows.outer.stop, columns.outer]
+            tile = torch.cat((above[..., columns.outer], below), dim=2)
+            part = self._backend.enhance(tile, statistics)
+            enhanced[..., columns.place] = part[..., rows.interior, columns.interior]
+        return enhanced
+
+    def _measure(self, image: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
+        result = torch.empty_like(image)
+        measured = []
+        for tile in _tiles(image, self._side, self._halo):
+            enhanced, found = self._backend.measure(image[(..., *tile.outer)], statistics, tile.interior)
+            result[(..., *tile.place)] = enhanced[(..., *tile.interior)]
+            measured.append((found, tile.pixels))
+        return result, _pool(measured)
+
+    def _statistics(self, image: Tensor) -> Statistics:
+        """The picture's own."""
+        nothing = torch.empty((1, 0, self._channels), device=self.device)
+        found = Statistics(nothing, nothing)
+        while found.mean.shape[1] < self._norms:
+            try:
+                measured = self._measure_next(image, found)
+            except TooLargeError as error:
+                self._shrink(error)
+                continue
+            found = Statistics(
+                torch.cat((found.mean, measured.mean), dim=1), torch.cat((found.variance, measured.variance), dim=1)
+            )
+        return found
+
+    def _measure_next(self, image: Tensor, before: Statistics) -> Statistics:
+        halo = 4 + before.mean.shape[1] + 1
+        return _pool(
+            [
+                (self._backend.measure_next(image[(..., *tile.outer)], before, tile.interior), tile.pixels)
+                for tile in _tiles(image, self._side, halo)
+            ]
+        )
+
+    def _fits(self, image: Tensor) -> bool:
+        """Whether the picture needs no tiles. Chooses their side when the picture's size changes."""
+        height, width = image.shape[2:]
+        if self._size != (height, width):
+            self._side = self._fixed_side or self._planned_side(height, width)
+            self._size = (height, width)
+        return max(height, width) <= self._side
+
+    def _planned_side(self, height: int, width: int) -> int:
+        pixels = height * width
+        free = 0.8 * _free_memory(self.device)
+        if self.device.type == "cpu":
+            free = min(_HOST_BYTES, free)
+        pixels_at_once = (free - _PICTURE_BYTES * pixels) / self._backend.bytes_per_pixel
+        if pixels <= pixels_at_once:
+            return max(height, width)
+        side = max(_PLANNED_SIDE, math.isqrt(max(0, int(pixels_at_once))) - 2 * self._halo)
+        self._tell(
+            f"pictures of {width}x{height} are enhanced in tiles of {side}x{side}, for a whole one needs "
+            f"{self._backend.bytes_per_pixel * pixels / 1e9:.1f} GB more memory"
+        )
+        return side
+
+    def _shrink(self, error: TooLargeError) -> None:
+        """Halve the tiles, or raise the error. What it keeps alive on the device is freed when its handler ends."""
+        if self._fixed_side or self._side <= _LEAST_SIDE:
+            raise error
+        self._side = max(_LEAST_SIDE, self._side // 2)
+        self._tell("memory ran out; going on in smaller tiles")
+
+    def _tell(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._notify(line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A tile along one axis. place: in the picture; outer: with its halo, in the picture; interior: within outer."""
+
+    place: slice
+    outer: slice
+    interior: slice
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    place: tuple[slice, slice]
+    outer: tuple[slice, slice]
+    interior: tuple[slice, slice]
+
+    @property
+    def pixels(self) -> int:
+        rows, columns = self.place
+        return int((rows.stop - rows.start) * (columns.stop - columns.start))
+
+
+def _tiles(image: Tensor, side: int, halo: int) -> Iterator[_Tile]:
+    height, width = image.shape[2:]
+    for rows, columns in product(_spans(height, side, halo), _spans(width, side, halo)):
+        yield _Tile((rows.place, columns.place), (rows.outer, columns.outer), (rows.interior, columns.interior))
+
+
+def _spans(length: int, side: int, halo: int, start: int = 0) -> Iterator[_Span]:
+    """From `start` on, as few as possible, and equal to a pixel: a narrow rest would be rounded differently (see
+    TorchCpuBackend) and mostly be halo."""
+    while start < length:
+        count = math.ceil((length - start) / side)
+        end = start + math.ceil((length - start) / count)
+        first = max(0, start - halo)
+        yield _Span(slice(start, end), slice(first, min(length, end + halo)), slice(start - first, end - first))
+        start = end
+
+
+def _pool(parts: Sequence[tuple[Statistics, int]]) -> Statistics:
+    """The statistics of a picture from those of its parts and their numbers of pixels, in float64."""
+    pixels = torch.tensor([count for _, count in parts], dtype=torch.float64, device=parts[0][0].mean.device)
+    share = (pixels / pixels.sum())[:, None, None]
+    means = torch.cat([statistics.mean for statistics, _ in parts]).double()
+    variances = torch.cat([statistics.variance for statistics, _ in parts]).double()
+    mean = (share * means).sum(dim=0, keepdim=True)
+    variance = (share * (variances + (means - mean).square())).sum(dim=0, keepdim=True)
+    return Statistics(mean.float(), variance.float())
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cpu":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch has freed and kept is free to it.
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
