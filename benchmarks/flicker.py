@@ -1,16 +1,18 @@
-"""How steady the enhanced picture is, with the statistics of each frame and with those of the scene.
+"""How steady the enhanced picture is, and how near to the original's, with each way to choose the statistics.
 
-    python benchmarks/flicker.py [--models iphone,sony] [--photos FOLDER] [--size 320x216] [--frames 24]
+    python benchmarks/flicker.py [--models iphone,sony] [--photos FOLDER] [--size 320x216] [--frames 48]
                                  [--precision bf16] [--sheet OUT.png]
 
-Prints one Markdown table a model: a row is one measure of one clip (benchmarks/sequences.py), a column one policy,
-that is, one way to choose the statistics for each frame. Levels are of an 8-bit picture. --sheet draws the frames.
+Prints one Markdown table a model: a row is one measure of one clip (benchmarks/sequences.py), a column one policy:
+"exact" normalises each frame by itself, as the original does; "scene" is what files get, "live" what cameras get, both
+through dped_live.enhance as in the program. Levels are of an 8-bit picture. --sheet draws the frames.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,39 +23,26 @@ from torch import Tensor
 
 from dped_live import weights
 from dped_live.backends import Backend, open_backend
+from dped_live.enhance import Enhancer
+from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
+from dped_live.live_statistics import LivePolicy
 from dped_live.metrics import RECEPTIVE_RADIUS, luma, mean_luma_jump, pan_flicker, psnr, static_flicker
-from dped_live.statistics import Statistics, combine
+from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
 
-SCENE_SAMPLES = 5
+RATE = 30
 THUMBNAIL_COLUMNS = 6
 
-Policy = Callable[[Backend, Clip], list[Statistics | None]]
-"""What to apply to each frame of a clip; None stands for the frame's own statistics."""
+POLICIES: dict[str, Callable[[list[Frame], Backend], Policy]] = {
+    "exact": lambda _frames, _backend: ExactPolicy(),
+    "scene": lambda frames, backend: ScenePolicy(measure_scenes(frames, backend)),
+    "live": lambda _frames, _backend: LivePolicy(),
+}
 
 
-def exact(_backend: Backend, clip: Clip) -> list[Statistics | None]:
-    """Each frame's own statistics: the original."""
-    return [None] * len(clip.frames)
-
-
-def frozen(backend: Backend, clip: Clip) -> list[Statistics | None]:
-    """Those of the first frame, for ever."""
-    return [backend.measure(tensor(clip.frames[0]))[1]] * len(clip.frames)
-
-
-def scene(backend: Backend, clip: Clip) -> list[Statistics | None]:
-    """Those of a few frames spread evenly over the scene, taken together. Cuts, fades and flashes are known here."""
-    chosen: list[Statistics | None] = []
-    for numbers in clip.scenes():
-        usual = [number for number in numbers if number not in clip.unusual]
-        samples = min(SCENE_SAMPLES, len(usual))
-        places = [usual[(2 * sample + 1) * len(usual) // (2 * samples)] for sample in range(samples)]
-        together = combine([backend.measure(tensor(clip.frames[place]))[1] for place in places])
-        chosen += [together] * len(numbers)
-    return chosen
-
-
-POLICIES: dict[str, Policy] = {"exact": exact, "frozen": frozen, "scene": scene}
+def frames_of(clip: Clip) -> list[Frame]:
+    height, width, _ = clip.frames[0].shape
+    fmt = VideoFormat(width, height, PIXEL_FORMATS["rgb24"], time_base=Fraction(1, RATE))
+    return [Frame((picture,), fmt, Fraction(number, RATE)) for number, picture in enumerate(clip.frames)]
 
 
 def tensor(picture: np.ndarray) -> Tensor:
@@ -61,50 +50,69 @@ def tensor(picture: np.ndarray) -> Tensor:
     return torch.tensor(picture).permute(2, 0, 1)[None].float() / 255
 
 
-def enhance(backend: Backend, clip: Clip, policy: Policy) -> Tensor:
-    """The clip under a policy, (T, 3, H, W) in [0, 1], rounded to 8 bits as a viewer gets it."""
-    pictures = [
-        backend.measure(tensor(picture), statistics)[0]
-        for picture, statistics in zip(clip.frames, policy(backend, clip), strict=True)
-    ]
-    return torch.cat(pictures).clamp(0, 1).mul(255).round() / 255
+def enhance(backend: Backend, clip: Clip, policy: str) -> Tensor:
+    """The clip under a policy, (T, 3, H, W) in [0, 1], in 8 bits as a viewer gets it."""
+    frames = frames_of(clip)
+    enhancer = Enhancer(backend, frames[0].format, POLICIES[policy](frames, backend))
+    return torch.cat([tensor(frame.planes[0]) for frame in enhancer.map(frames)])
 
 
-def measures(clip: Clip, pictures: Tensor, original: Tensor) -> Iterator[tuple[str, str]]:
+def measures(clip: Clip, pictures: Tensor, unbarred: Tensor, original: Tensor) -> Iterator[tuple[str, str]]:
     """The measures that make sense for a clip: their names and values.
 
-    pictures: what is measured. original: the clip with exact statistics.
+    pictures: what is measured. unbarred: the same without bars. original: that with exact statistics.
     """
-    lumas = luma(pictures)
+    inside = pictures[:, :, clip.bar : pictures.shape[2] - clip.bar]
+    lumas = luma(inside)
     if clip.static is not None:
-        still = static_flicker(lumas, torch.from_numpy(clip.static))
-        for name, blocks in (
-            ("deviation", still.deviation),
-            ("peak to peak", still.peak_to_peak),
-            ("largest step", still.largest_step),
-        ):
+        still = static_flicker(luma(pictures), torch.from_numpy(clip.static))
+        for name, blocks in (("peak to peak", still.peak_to_peak), ("largest step", still.largest_step)):
             yield f"still blocks, {name}: worst / mean", f"{blocks.worst:.2f} / {blocks.mean:.2f}"
     elif clip.shift is not None:
         moving = pan_flicker(lumas, clip.shift)
         yield "warped RMSE: mean / max", f"{moving.warped_rmse:.2f} / {moving.largest_warped_rmse:.2f}"
-        yield "scene point, deviation", f"{moving.point_deviation:.2f}"
+        yield "scene point, deviation", f"{moving.point_deviation:.3f}"
         jump = mean_luma_jump(lumas, clip.shift, RECEPTIVE_RADIUS)
         yield "jump of mean luma: mean / max", f"{jump.mean:.2f} / {jump.largest:.2f}"
     else:
         jump = mean_luma_jump(lumas, cuts=clip.cuts)
         yield "jump of mean luma: mean / max", f"{jump.mean:.2f} / {jump.largest:.2f}"
         levels = lumas.mean((1, 2))
-        yield "mean luma: darkest / lightest frame", f"{levels.min().item():.0f} / {levels.max().item():.0f}"
-    yield "dB to exact", f"{psnr(pictures, original):.1f}"
+        yield (
+            "mean luma: first / darkest / lightest / last",
+            " / ".join(f"{level:.0f}" for level in (levels[0], levels.min(), levels.max(), levels[-1])),
+        )
+    if clip.bar:
+        outside = torch.cat((pictures[:, :, : clip.bar], pictures[:, :, pictures.shape[2] - clip.bar :]), dim=2)
+        yield (
+            "bars: lightest level; picture: largest difference to that without bars",
+            (f"{outside.max() * 255:.0f}; {(inside - unbarred).abs().max() * 255:.0f}"),
+        )
+    each = [psnr(one, other) for one, other in zip(inside, original, strict=True)]
+    yield (
+        "dB to exact: first / worst / last / all",
+        " / ".join(f"{value:.1f}" for value in (each[0], min(each), each[-1], psnr(inside, original))),
+    )
+    for cut in clip.cuts:
+        recovered = next((number - cut for number, value in enumerate(each) if number >= cut and value > 50), None)
+        yield "frames after the cut until 50 dB", str(recovered)
 
 
-def measured(backend: Backend, clip: Clip) -> tuple[list[str], Image.Image]:
+def treated(backend: Backend, clip: Clip) -> dict[str, Tensor]:
+    """The clip as it is and under each policy."""
+    return {
+        "input": torch.cat([tensor(picture) for picture in clip.frames]),
+        **{name: enhance(backend, clip, name) for name in POLICIES},
+    }
+
+
+def measured(backend: Backend, clip: Clip, unbarred: Clip) -> tuple[list[str], Image.Image]:
     """The clip's rows of the table, and its contact sheet."""
-    results = {"input": torch.cat([tensor(picture) for picture in clip.frames])}
-    results |= {name: enhance(backend, clip, policy) for name, policy in POLICIES.items()}
-    columns = [dict(measures(clip, pictures, results["exact"])) for pictures in results.values()]
+    results = treated(backend, clip)
+    plain = treated(backend, unbarred) if clip.bar else results
+    columns = [dict(measures(clip, results[name], plain[name], plain["exact"])) for name in results]
     lines = [f"| {clip.name} | {name} | {' | '.join(column[name] for column in columns)} |" for name in columns[0]]
-    return lines, contact_sheet(clip.name, {row: results[row] for row in ("input", "exact", "scene")})
+    return lines, contact_sheet(clip.name, results)
 
 
 def contact_sheet(name: str, rows: dict[str, Tensor]) -> Image.Image:
@@ -139,7 +147,7 @@ def main() -> None:
     parser.add_argument("--models", default="iphone,blackberry,sony")
     parser.add_argument("--photos", type=Path, help="folder of PNG or JPEG photos (default: synthetic pictures)")
     parser.add_argument("--size", type=parse_size, default=(320, 216))
-    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--sheet", type=Path, help="picture to write; the model's name is added where several run")
     options = parser.parse_args()
@@ -152,7 +160,7 @@ def main() -> None:
             print(f"| clip | measure | input | {' | '.join(POLICIES)} |\n|---|---|---|{'---|' * len(POLICIES)}")
             sheets = []
             for clip in clips:
-                lines, sheet = measured(backend, clip)
+                lines, sheet = measured(backend, clip, clips[0])
                 print(*lines, sep="\n", flush=True)
                 sheets.append(sheet)
             print()

@@ -7,7 +7,6 @@ Every maker takes photos as uint8 arrays (H, W, 3), the size of the frames and t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,8 @@ class Clip:
 
     frames: uint8 (H, W, 3) each. static: (H, W), true where the scene stands still and nothing that moves comes into
     the generator's sight; None where nothing stands still. shift: (dx, dy) of the content from frame to frame, whole
-    pixels, None where it is no pan. cuts: the first frame of each new scene. unusual: frames that do not show the scene
-    as it is.
+    pixels, None where it is no pan. cuts: the first frame of each new scene. bar: height of the black bars above and
+    below.
     """
 
     name: str
@@ -36,12 +35,7 @@ class Clip:
     static: np.ndarray | None = None
     shift: tuple[int, int] | None = None
     cuts: tuple[int, ...] = ()
-    unusual: tuple[int, ...] = ()
-
-    def scenes(self) -> list[range]:
-        """The frames' numbers, scene by scene."""
-        edges = [0, *self.cuts, len(self.frames)]
-        return [range(first, end) for first, end in pairwise(edges)]
+    bar: int = 0
 
 
 def fit(photo: np.ndarray, size: Size) -> np.ndarray:
@@ -120,28 +114,22 @@ def flash(photo: np.ndarray, size: Size, count: int) -> Clip:
     """A still scene; the frame in the middle is lit by a photographer's flash."""
     frames = [fit(photo, size)] * count
     frames[count // 2] = _bytes(0.3 * frames[0] + 0.7 * 255)
-    return Clip("flash", frames, unusual=(count // 2,))
+    return Clip("flash", frames)
 
 
 def fade(photo: np.ndarray, size: Size, count: int) -> Clip:
     """From black in, and out to black, a third of the clip each. The first and the last frame are black."""
     still = fit(photo, size)
     gains = np.clip(1.5 - np.abs(np.linspace(-1.5, 1.5, count)), 0, 0.5) * 2
-    dark = tuple(int(number) for number in np.flatnonzero(gains < 1))
-    return Clip("fade", [_bytes(still * gain) for gain in gains], unusual=dark)
+    return Clip("fade", [_bytes(still * gain) for gain in gains])
 
 
 def letterboxed(clip: Clip, bar: int) -> Clip:
-    """The clip with black bars over `bar` rows at the top and at the bottom. `static` keeps the picture only."""
-
-    def barred(picture: np.ndarray, rows: int) -> np.ndarray:
-        result = picture.copy()
-        result[:rows] = result[len(result) - rows :] = 0
-        return result
-
-    # Beside a bar the picture differs for a good reason; so it is left out as far as the generator sees.
-    static = None if clip.static is None else barred(clip.static, bar + RECEPTIVE_RADIUS)
-    return replace(clip, name=f"{clip.name}, bars", frames=[barred(f, bar) for f in clip.frames], static=static)
+    """The clip with black bars of `bar` rows above and below it. `static` keeps the picture only."""
+    rows = ((bar, bar), (0, 0))
+    frames = [np.pad(picture, (*rows, (0, 0))) for picture in clip.frames]
+    static = None if clip.static is None else np.pad(clip.static, rows)
+    return replace(clip, name=f"{clip.name}, bars", frames=frames, static=static, bar=bar)
 
 
 def all_clips(photo: np.ndarray, other: np.ndarray, size: Size, count: int) -> list[Clip]:
@@ -171,7 +159,8 @@ def load_photos(folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
     names = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if len(names) < 2:
         raise SystemExit(f"{folder} has {len(names)} PNG or JPEG pictures, two are needed")
-    first, second = (np.asarray(Image.open(path).convert("RGB")) for path in names[:2])
+    # Scans of film, as Kodak's, have black edges of up to three pixels.
+    first, second = (np.asarray(Image.open(path).convert("RGB"))[4:-4, 4:-4] for path in names[:2])
     return first, second
 
 

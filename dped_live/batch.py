@@ -13,7 +13,7 @@ from dped_live.enhance import Enhancer, side_by_side_format
 from dped_live.errors import DpedError, InputError, OutputError
 from dped_live.partial import PartialFile
 from dped_live.pipeline import Stats, run
-from dped_live.scene_statistics import SceneStatistics, measure_scenes
+from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
 from dped_live.sinks.file import Companion, Encoding, FileSink, encoded_format
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
 from dped_live.sources.file import FileSource
@@ -174,7 +174,7 @@ def enhance_photo(job: Job, backend: Backend, settings: Settings, notify: Callab
     photo = read_photo(job.source)
     _make_folder(job.target.parent)
     PartialFile(job.target, settings.overwrite)  # refuses now what write_photo would refuse after all the work
-    enhancer = Enhancer(backend, photo.frame.format, settings.strength, settings.before_after)
+    enhancer = Enhancer(backend, photo.frame.format, ExactPolicy(), settings.strength, settings.before_after)
     enhanced = replace(photo, frame=enhancer.enhance(photo.frame))
     for note in (*photo.notes, *write_photo(enhanced, job.target, overwrite=settings.overwrite)):
         notify(f"{job.source}: {note}")
@@ -208,10 +208,10 @@ def enhance_video(
     for note in notes:
         notify(f"{job.source}: {note}")
     try:
-        scenes = None
+        policy: Policy = ExactPolicy()
         if settings.strength > 0 and not settings.exact:
             notify(f"{job.source}: looking ahead for its scenes")
-            scenes = _look_ahead(job.source, backend, stop)
+            policy = _look_ahead(job.source, backend, stop)
     except BaseException:
         source.close()
         sink.close(complete=False)
@@ -219,7 +219,7 @@ def enhance_video(
     try:
         stats = run(
             source,
-            Enhancer(backend, encoded, settings.strength, settings.before_after, scenes),
+            Enhancer(backend, encoded, policy, settings.strength, settings.before_after),
             [sink],
             stop,
             None if progress is None else lambda stats: progress(stats, source.frame_count),
@@ -234,10 +234,12 @@ def enhance_video(
     return Outcome(stats.written[0], time.monotonic() - begin, stats.interrupted, sink.kept)
 
 
-def _look_ahead(path: Path, backend: Backend, stop: Callable[[], bool]) -> list[SceneStatistics]:
+def _look_ahead(path: Path, backend: Backend, stop: Callable[[], bool]) -> Policy:
     """Read a video once for the statistics of its scenes: decoding costs little beside the network."""
     source = FileSource(path)
     try:
-        return measure_scenes(takewhile(lambda _: not stop(), source.frames()), backend)
+        scenes = measure_scenes(takewhile(lambda _: not stop(), source.frames()), backend)
     finally:
         source.close()
+    # Without a single frame there is nothing to normalise either.
+    return ScenePolicy(scenes) if scenes else ExactPolicy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -73,6 +73,25 @@ class VideoFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Area:
+    """Part of a picture: rows from `top` up to but without `bottom`, columns from `left` up to but without `right`."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def union(self, other: Area) -> Area:
+        """The least area that holds both."""
+        return Area(
+            min(self.top, other.top),
+            max(self.bottom, other.bottom),
+            min(self.left, other.left),
+            max(self.right, other.right),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One picture.
 
@@ -87,3 +106,30 @@ class Frame:
     pts: Fraction = Fraction(0)
     duration: Fraction | None = None
     alpha: np.ndarray | None = None
+
+    @property
+    def whole(self) -> Area:
+        """All of the picture."""
+        return Area(0, self.format.height, 0, self.format.width)
+
+    def cropped(self, area: Area) -> tuple[Frame, Area]:
+        """The least part of the frame around an area that can be cut out: chroma samples are not divided.
+
+        Returns the part, whose planes are views of this frame's, and where in it the area lies.
+        """
+        pixel = self.format.pixel_format
+        # Down and up to a multiple of the pixels that share a chroma sample, but not beyond the picture.
+        top, left = area.top & -(1 << pixel.chroma_shift_y), area.left & -(1 << pixel.chroma_shift_x)
+        bottom = min(self.format.height, -(-area.bottom & -(1 << pixel.chroma_shift_y)))
+        right = min(self.format.width, -(-area.right & -(1 << pixel.chroma_shift_x)))
+        planes = []
+        for number, plane in enumerate(self.planes):
+            y, x = (pixel.chroma_shift_y, pixel.chroma_shift_x) if number else (0, 0)
+            planes.append(plane[top >> y : -(-bottom >> y), left >> x : -(-right >> x)])
+        part = replace(
+            self,
+            planes=tuple(planes),
+            format=replace(self.format, width=right - left, height=bottom - top),
+            alpha=None if self.alpha is None else self.alpha[top:bottom, left:right],
+        )
+        return part, Area(area.top - top, area.bottom - top, area.left - left, area.right - left)

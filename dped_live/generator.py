@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dped_live.statistics import EPSILON, Statistics
+from dped_live.statistics import EPSILON, Statistics, unfolded
 
 TANH_SCALE = 0.58
 TANH_OFFSET = 0.5
@@ -81,16 +81,14 @@ class Generator(nn.Module):
         """
         if statistics is None:
             return self.measure(image)[0]
-        gain, bias = statistics.gain_and_bias(self.norm_scale.float(), self.norm_shift.float())
+        gain, bias = statistics.gain_and_bias(*self._scale_and_shift(self.norms))
         if gain.shape[0] != 1:
             raise ValueError(f"statistics of one frame can be applied, these are of {gain.shape[0]}")
         x = F.relu(self.first(image))
         for block in range(self.blocks):
             y = x
             for norm in (2 * block, 2 * block + 1):
-                weight = self.residual_weights[norm]
-                folded = (weight * gain[0, norm, :, None, None, None]).to(weight.dtype)
-                y = F.relu(F.conv2d(y, folded, bias[0, norm].to(weight.dtype), padding=1))
+                y = F.relu(self._convolved(norm, y, gain[0, norm], bias[0, norm]))
             x = x + y
         return self._finish(x)
 
@@ -99,12 +97,16 @@ class Generator(nn.Module):
     ) -> tuple[Tensor, Statistics]:
         """Enhance pictures as `forward` does, and return the statistics found on the way.
 
-        With `statistics` given, these are applied and what each norm would have measured is returned; without, what
-        is measured is applied. interior: where it is measured.
+        With `statistics` given, these are applied, to the same picture as `forward` gives, and what each norm would
+        have measured is returned; without, what is measured is applied. interior: where it is measured.
         Returns the pictures and Statistics with one frame for each of the N pictures.
         """
         x, measured = self._measure(image, statistics, interior, self.norms)
         return self._finish(x), measured
+
+    def statistics(self, image: Tensor) -> Statistics:
+        """The pictures' own statistics, as `measure` finds them, without the pictures."""
+        return self._measure(image, None, WHOLE, self.norms)[1]
 
     def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
         """Apply statistics of the first norms only, and return what the norm after them measures, for that alone.
@@ -121,19 +123,34 @@ class Generator(nn.Module):
         """The first `norms` residual layers; where `given` ends, what is measured is applied."""
         x = y = F.relu(self.first(image))
         means, variances = [], []
+        folded = None if given is None else given.gain_and_bias(*self._scale_and_shift(given.mean.shape[1]))
         for norm in range(norms):
-            y = self.residual[norm](y)
-            mean, variance = moments(y[(..., *interior)])
+            if folded is not None and norm < folded[0].shape[1]:
+                gain, bias = folded[0][0, norm], folded[1][0, norm]
+                y = self._convolved(norm, y, gain, bias)
+                mean, variance = unfolded(*moments(y[(..., *interior)]), gain, bias)
+            else:
+                y = self.residual[norm](y)
+                mean, variance = moments(y[(..., *interior)])
+                scale = self.norm_scale[norm] * torch.rsqrt(variance + EPSILON)
+                shift = self.norm_shift[norm] - mean * scale
+                y = torch.addcmul(shift[:, :, None, None].to(y.dtype), y, scale[:, :, None, None].to(y.dtype))
             means.append(mean)
             variances.append(variance)
-            if given is not None and norm < given.mean.shape[1]:
-                mean, variance = given.mean[:, norm], given.variance[:, norm]
-            gain = self.norm_scale[norm] * torch.rsqrt(variance + EPSILON)
-            bias = self.norm_shift[norm] - mean * gain
-            y = F.relu(torch.addcmul(bias[:, :, None, None].to(y.dtype), y, gain[:, :, None, None].to(y.dtype)))
+            y = F.relu(y)
             if norm % 2:
                 x = y = x + y
         return x, Statistics(torch.stack(means, 1), torch.stack(variances, 1))
+
+    def _scale_and_shift(self, norms: int) -> tuple[Tensor, Tensor]:
+        """Of the first norms."""
+        return self.norm_scale[:norms].float(), self.norm_shift[:norms].float()
+
+    def _convolved(self, norm: int, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        """A residual convolution and what follows it as `gain * x + bias`, in one."""
+        weight = self.residual_weights[norm]
+        folded = (weight * gain[:, None, None, None]).to(weight.dtype)
+        return F.conv2d(x, folded, bias.to(weight.dtype), padding=1)
 
     def _finish(self, x: Tensor) -> Tensor:
         for convolution in self.tail:

@@ -45,6 +45,19 @@ class Statistics:
         return gain, shift - self.mean * gain
 
 
+def unfolded(
+    mean: torch.Tensor, variance: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of x, from those of `gain * x + bias`. Tensors of one shape; any.
+
+    So what is measured while statistics are applied costs no other picture. Where the gain is next to nothing, so is
+    what can be told of x, and what depends on it: its mean is then taken for 0 and its variance for 1.
+    """
+    told = gain.abs() > 1e-4
+    safe = torch.where(told, gain, 1)
+    return torch.where(told, (mean - bias) / safe, 0), torch.where(told, variance / safe.square(), 1)
+
+
 def combine(several: Sequence[Statistics]) -> Statistics:
     """The statistics of several pictures of one size taken as one, for one frame.
 
@@ -56,3 +69,20 @@ def combine(several: Sequence[Statistics]) -> Statistics:
     common = mean.mean(dim=0, keepdim=True)
     spread = (variance + mean.square()).mean(dim=0, keepdim=True) - common.square()
     return Statistics(common.float(), spread.clamp_min(0).float())
+
+
+def blend(a: Statistics, b: Statistics, share: float) -> Statistics:
+    """Statistics on the way from `a` (share 0) to `b` (share 1); standard deviations, not variances, are mixed."""
+    deviation = torch.lerp(a.variance.sqrt(), b.variance.sqrt(), share)
+    return Statistics(torch.lerp(a.mean, b.mean, share), deviation.square())
+
+
+def distance(a: Statistics, b: Statistics) -> float:
+    """How differently two statistics of one frame normalise what `a` was measured on.
+
+    The root mean square, over norms and channels, of the difference of the two normalised values, which with `a` have
+    mean 0 and variance 1. 0 if they are equal; what it means for the picture is in benchmarks/NOTES.md.
+    """
+    deviation, other = (torch.sqrt(statistics.variance.double() + EPSILON) for statistics in (a, b))
+    moved = (a.mean.double() - b.mean.double()) / other
+    return float((moved.square() + (deviation / other - 1).square()).mean().sqrt())

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from dped_live import color
 from dped_live.backends import Backend, open_backend
 from dped_live.enhance import Enhancer, side_by_side_format
-from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
+from dped_live.frame import PIXEL_FORMATS, Area, Frame, VideoFormat
+from dped_live.scene_statistics import ExactPolicy, Normalisation
 
 from conftest import random_generator
 
@@ -52,7 +54,7 @@ def network_output(backend: Backend, picture: Frame) -> np.ndarray:
 
 def test_full_strength_is_the_network_s_output(backend: Backend) -> None:
     picture = frame()
-    result = Enhancer(backend, RGB).enhance(picture)
+    result = Enhancer(backend, RGB, ExactPolicy()).enhance(picture)
     expected = network_output(backend, picture)
     assert np.abs(result.planes[0] - expected).max() <= 0.51
     assert (result.pts, result.duration, result.format) == (picture.pts, picture.duration, RGB)
@@ -64,12 +66,12 @@ def test_strength_mixes_linearly(backend: Backend, strength: float) -> None:
     image = torch.from_numpy(picture.planes[0].astype(np.float16) / 255).float().permute(2, 0, 1)[None]
     after = backend.enhance(image.to(backend.device)).cpu()
     expected = ((1 - strength) * image + strength * after).clamp(0, 1)[0].permute(1, 2, 0).numpy() * 255
-    assert np.abs(Enhancer(backend, RGB, strength).enhance(picture).planes[0] - expected).max() <= 0.51
+    assert np.abs(Enhancer(backend, RGB, ExactPolicy(), strength).enhance(picture).planes[0] - expected).max() <= 0.51
 
 
 def test_no_strength_leaves_the_planes_alone(backend: Backend) -> None:
     picture = frame(YUV)
-    result = Enhancer(backend, YUV, strength=0).enhance(picture)
+    result = Enhancer(backend, YUV, ExactPolicy(), strength=0).enhance(picture)
     assert all(after is before for after, before in zip(result.planes, picture.planes, strict=True))
 
 
@@ -79,12 +81,12 @@ def test_frames_of_a_video_keep_their_times_and_do_not_mix(backend: Backend) -> 
     def endless() -> Iterator[Frame]:
         yield from pictures
 
-    enhancer = Enhancer(backend, YUV)
+    enhancer = Enhancer(backend, YUV, ExactPolicy())
     results = list(enhancer.map(endless()))
     assert [result.pts for result in results] == [picture.pts for picture in pictures]
     # Kept results are not written to by later frames, though the staging is reused.
     for picture, result in zip(pictures, results, strict=True):
-        again = Enhancer(backend, YUV).enhance(picture)
+        again = Enhancer(backend, YUV, ExactPolicy()).enhance(picture)
         for one, other in zip(result.planes, again.planes, strict=True):
             assert np.array_equal(one, other)
 
@@ -92,9 +94,9 @@ def test_frames_of_a_video_keep_their_times_and_do_not_mix(backend: Backend) -> 
 def test_alpha_is_carried_beside_the_colours(backend: Backend) -> None:
     picture = frame(alpha=True)
     assert picture.alpha is not None
-    result = Enhancer(backend, RGB).enhance(picture)
+    result = Enhancer(backend, RGB, ExactPolicy()).enhance(picture)
     assert result.alpha is picture.alpha
-    both = Enhancer(backend, RGB, before_after=True).enhance(picture)
+    both = Enhancer(backend, RGB, ExactPolicy(), before_after=True).enhance(picture)
     assert both.alpha is not None
     assert np.array_equal(both.alpha, np.concatenate([picture.alpha, picture.alpha], axis=1))
 
@@ -114,7 +116,7 @@ def test_before_is_left_and_after_right_as_seen(
 ) -> None:
     fmt = replace(RGB, display_matrix=matrix)
     picture = frame(fmt)
-    result = Enhancer(backend, fmt, before_after=True).enhance(picture)
+    result = Enhancer(backend, fmt, ExactPolicy(), before_after=True).enhance(picture)
     assert (result.format.width, result.format.height) == (
         side_by_side_format(fmt).width,
         side_by_side_format(fmt).height,
@@ -130,4 +132,45 @@ def test_before_is_left_and_after_right_as_seen(
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_a_strength_out_of_range_is_refused(backend: Backend, strength: float) -> None:
     with pytest.raises(ValueError, match="strength is from 0 to 1"):
-        Enhancer(backend, RGB, strength)
+        Enhancer(backend, RGB, ExactPolicy(), strength)
+
+
+@pytest.mark.parametrize("fmt", [RGB, YUV], ids=["rgb", "yuv"])
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_borders_are_left_as_they_are(backend: Backend, fmt: VideoFormat, strength: float) -> None:
+    class Bordered(ExactPolicy):
+        def normalisation(self, frame: Frame) -> Normalisation:
+            return Normalisation(None, 1, Area(2, 8, 4, frame.format.width))
+
+    picture = frame(fmt)
+    picture = replace(picture, planes=tuple(plane // 4 + 96 for plane in picture.planes))  # colours that exist
+    both = Enhancer(backend, fmt, Bordered(), strength, before_after=True).enhance(picture)
+    result = Enhancer(backend, fmt, Bordered(), strength).enhance(picture)
+    inside = Enhancer(backend, fmt, ExactPolicy(), strength).enhance(picture.cropped(Area(2, 8, 4, fmt.width))[0])
+    for after, before, part, joined in zip(result.planes, picture.planes, inside.planes, both.planes, strict=True):
+        scale = 12 // len(before)
+        rows, columns = slice(2 // scale, 8 // scale), slice(4 // scale, None)
+        changed = after != before
+        changed[rows, columns] = False
+        assert not changed[:, : max(0, 4 // scale - 1)].any()
+        assert not changed[: 2 // scale].any()
+        assert not changed[8 // scale :].any()
+        if scale == 1:
+            assert np.array_equal(after[rows, columns], part)
+        if fmt == RGB:
+            assert np.array_equal(joined, np.concatenate([before, after], axis=1))
+
+
+@pytest.mark.parametrize("name", ["yuv420p", "yuv422p10le", "yuv444p", "rgb24", "gray"])
+@pytest.mark.parametrize("size", [(12, 20), (11, 19)])
+def test_a_cropped_frame_is_that_part(name: str, size: tuple[int, int]) -> None:
+    fmt = VideoFormat(size[1], size[0], PIXEL_FORMATS[name], "bt709" if "yuv" in name else "rgb", full_range=False)
+    rgb = torch.rand(1, 3, *size)
+    whole = Frame(tuple(plane.numpy() for plane in color.from_rgb(rgb, fmt)), fmt)
+    for area in (Area(0, size[0], 0, size[1]), Area(3, 8, 5, 11), Area(4, size[0], 6, size[1])):
+        part, within = whole.cropped(area)
+        assert part.planes[0].shape[:2] == (part.format.height, part.format.width)
+        rows, columns = slice(within.top, within.bottom), slice(within.left, within.right)
+        expected = whole.planes[0][area.top : area.bottom, area.left : area.right]
+        assert np.array_equal(part.planes[0][rows, columns], expected)
+        color.to_rgb([torch.from_numpy(plane) for plane in part.planes], part.format)  # the planes fit together

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dped_live import weights
+from dped_live import color, weights
 from dped_live.backends import Backend, open_backend
 from dped_live.enhance import Enhancer
 from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
-from dped_live.scene_statistics import measure_scenes
-from dped_live.statistics import Statistics, combine
+from dped_live.scene_statistics import ExactPolicy, ScenePolicy, measure_scenes
+from dped_live.statistics import Statistics, blend, combine, distance
 
 from conftest import random_generator
 
@@ -35,8 +35,8 @@ def frames(pictures: Sequence[np.ndarray]) -> list[Frame]:
 def enhance(backend: Backend, pictures: Sequence[np.ndarray], scene: bool = True) -> list[np.ndarray]:
     """Levels of every frame, as the file path makes them."""
     sequence = frames(pictures)
-    scenes = measure_scenes(sequence, backend) if scene else None
-    enhancer = Enhancer(backend, sequence[0].format, scenes=scenes)
+    policy = ScenePolicy(measure_scenes(sequence, backend)) if scene else ExactPolicy()
+    enhancer = Enhancer(backend, sequence[0].format, policy)
     return [frame.planes[0].astype(float) for frame in enhancer.map(sequence)]
 
 
@@ -147,3 +147,69 @@ def test_a_dark_scene_is_lifted_but_not_into_noise(published: Backend, photo: np
     scene, exact = (enhance(published, pictures, scene=scene) for scene in (True, False))
     assert np.std(scene, axis=0).mean() < np.std(exact, axis=0).mean()
     assert pictures[0].mean() < scene[0].mean() < exact[0].mean()
+
+
+def test_within_a_dissolve_the_statistics_go_over_from_one_scene_to_the_other(small: Backend) -> None:
+    a, b = textured(1), textured(2)
+    pictures = [a] * 20 + [a + (b - a) * number / 20 for number in range(1, 20)] + [b] * 20
+    scenes = measure_scenes(frames(pictures), small)
+    assert len(scenes) == 2
+    assert scenes[0].end is not None
+    results = enhance(small, pictures)
+    for number, alone in ((0, a), (-1, b)):
+        assert np.abs(results[number] - enhance(small, [alone])[0]).max() <= 1, "the scenes' own, at both ends"
+    way = [np.abs(result - results[0]).mean() for result in results]
+    assert (np.diff(way) > -0.1).all(), "no step back on the way"
+    assert np.max(np.diff(way)) < 0.2 * way[-1], "and no jump"
+
+
+def test_a_long_shot_keeps_its_statistics_unless_its_light_changes(small: Backend) -> None:
+    a = textured(1)
+    still = measure_scenes(frames([a] * (21 * RATE)), small)
+    assert len(still) == 1
+    darker = [a * (1 - 0.8 * min(1.0, max(0.0, (number - 200) / 300))) for number in range(30 * RATE)]
+    moving = measure_scenes(frames(darker), small)
+    assert len(moving) == 3
+    results = [result.mean() / 255 for result in enhance(small, darker)]
+    assert np.abs(np.diff(results)).max() < 0.01, "what changes, changes slowly"
+    exact = enhance(small, [darker[-1]], scene=False)[0].mean() / 255
+    assert abs(results[-1] - exact) < 0.02
+
+
+@pytest.mark.parametrize("name", ["rgb24", "yuv420p"])
+def test_bars_change_nothing_within_and_stay_what_they_were(published: Backend, photo: np.ndarray, name: str) -> None:
+    bar = 24
+    barred = np.pad(photo, ((bar, bar), (0, 0), (0, 0)))
+    results = []
+    for picture in (photo, barred):
+        frame = in_format(picture, name)
+        policy = ScenePolicy(measure_scenes([frame], published))
+        results.append(Enhancer(published, frame.format, policy).enhance(frame).planes)
+    for number, (plain, with_bars) in enumerate(zip(*results, strict=True)):
+        inside = bar // 2 if number else bar
+        # Chroma beside the bar is mixed with it, before and after.
+        close = 1 if number else 0
+        difference = with_bars[inside + close : -inside - close].astype(int) - plain[close : len(plain) - close]
+        assert np.abs(difference).max() <= (1 if number else 0)
+        before = in_format(barred, name).planes[number]
+        assert np.array_equal(with_bars[: inside - close], before[: inside - close])
+        assert np.array_equal(with_bars[-inside + close :], before[-inside + close :])
+
+
+def in_format(picture: np.ndarray, name: str) -> Frame:
+    if name == "rgb24":
+        return frames([picture])[0]
+    fmt = VideoFormat(picture.shape[1], picture.shape[0], PIXEL_FORMATS[name], "bt709", full_range=False)
+    rgb = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    return Frame(tuple(plane.numpy() for plane in color.from_rgb(rgb, fmt)), fmt)
+
+
+def test_distance_and_blend() -> None:
+    a = Statistics(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))
+    b = Statistics(torch.ones(1, 2, 3), torch.full((1, 2, 3), 4.0))
+    assert distance(a, a) == 0
+    # (0 - 1) / 2 and 1 / 2 - 1.
+    assert distance(a, b) == pytest.approx(0.5**0.5, rel=1e-3)
+    middle = blend(a, b, 0.5)
+    torch.testing.assert_close(middle.mean, torch.full((1, 2, 3), 0.5))
+    torch.testing.assert_close(middle.variance, torch.full((1, 2, 3), 2.25))

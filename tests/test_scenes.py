@@ -145,3 +145,46 @@ def test_a_thumbnail_is_the_mean_of_its_parts(size: tuple[int, int]) -> None:
     small = thumbnail(Frame((picture,), fmt))
     assert small.shape == (min(18, size[0]), min(32, size[1]))
     assert small.mean() == pytest.approx(picture.mean() / 255, abs=0.04)
+
+
+def ends(pictures: Sequence[np.ndarray]) -> list[tuple[int, int | None]]:
+    """Numbers of the frames that scenes start with, and end with where a dissolve follows."""
+    return [
+        (int(scene.start * RATE), None if scene.end is None else int(scene.end * RATE))
+        for scene in find_scenes(frames(pictures))
+    ]
+
+
+@pytest.mark.parametrize("length", [12, 25, 50])
+def test_a_dissolve_lies_between_two_scenes(length: int) -> None:
+    mixed = [A + (B - A) * number / length for number in range(1, length)]
+    (first, end), (second, last) = ends([A] * 20 + mixed + [B] * 20)
+    assert (first, last) == (0, None)
+    assert end is not None
+    assert 10 <= end <= 19 + length // 8
+    assert 19 + length - length // 8 <= second <= 28 + length
+    for scene, whole in zip(find_scenes(frames([A] * 20 + mixed + [B] * 20)), (A, B), strict=True):
+        for frame in scene.frames:
+            assert np.abs(frame.planes[0] / 255 - whole).mean() < 0.02, "a mixture must not stand for a scene"
+
+
+def test_a_pan_is_no_dissolve() -> None:
+    wide = landscape(4, WIDTH * 4)
+    for step in (1, 2, 4):
+        count = min(100, 3 * WIDTH // step)
+        assert ends([wide[:, step * number : step * number + WIDTH] for number in range(count)]) == [(0, None)]
+
+
+def test_a_title_in_the_dark_that_a_picture_fades_up_from_is_no_scene() -> None:
+    title = A * 0
+    title[40:46, 60:100] = 0.2
+    assert ends([title] * 10 + [title + (A - title) * number / 20 for number in range(1, 21)] + [A] * 20) == [(0, None)]
+
+
+def test_a_long_shot_is_ten_seconds_each() -> None:
+    scenes = list(find_scenes(frames([A] * (25 * RATE))))
+    assert [scene.start for scene in scenes] == [0, 10, 20]
+    assert [scene.continues for scene in scenes] == [False, True, True]
+    scenes = list(find_scenes(frames([A] * (5 * RATE) + [B] * (7 * RATE))))
+    assert [scene.start for scene in scenes] == [0, 5]
+    assert [scene.continues for scene in scenes] == [False, False]

@@ -83,6 +83,10 @@ class SmallBackend:
         self._check(image)
         return self._whole.measure(image, statistics, interior)
 
+    def statistics(self, image: Tensor) -> Statistics:
+        self._check(image)
+        return self._whole.statistics(image)
+
     def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
         self._check(image)
         return self._whole.measure_next(image, before, interior)

@@ -17,7 +17,7 @@ import torch
 # The folders of scripts are no packages, so that nothing of them is installed.
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from flicker import POLICIES, enhance, tensor
+from flicker import enhance, tensor
 from sequences import load_photos, sliding_disc
 
 from dped_live import weights
@@ -53,7 +53,7 @@ def main() -> None:
 
     with torch.inference_mode():
         backend = open_backend(weights.load(options.model), "cpu")
-        lines = {name: background(enhance(backend, clip, POLICIES[name])) for name in LABELS}
+        lines = {name: background(enhance(backend, clip, name)) for name in LABELS}
         source = background(torch.cat([tensor(picture) for picture in clip.frames]))
 
     figure = figure_class(figsize=(7.2, 2.8), dpi=110, layout="constrained")

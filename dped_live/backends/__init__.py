@@ -41,6 +41,10 @@ class Backend(Protocol):
         """Generator.measure on the device."""
         ...
 
+    def statistics(self, image: Tensor) -> Statistics:
+        """The picture's own, as `measure` finds them, without the picture."""
+        ...
+
 
 class WholeBackend(Backend, Protocol):
     """A backend that takes a picture as a whole, and what tiled.py needs to give it parts of one."""

@@ -71,7 +71,7 @@ class TiledBackend:
                 self._shrink(error)
         with torch.inference_mode():
             if statistics is None:
-                statistics = self._statistics(image)
+                statistics = self._norm_by_norm(image)
             result = torch.empty_like(image) if out is None else out
             self._enhance(image, statistics, result)
             return result
@@ -84,13 +84,22 @@ class TiledBackend:
                 self._shrink(error)
         with torch.inference_mode():
             if statistics is None:
-                measured = self._statistics(image)
+                measured = self._norm_by_norm(image)
                 return self.enhance(image, measured), measured
             while True:
                 try:
                     return self._measure(image, statistics)
                 except TooLargeError as error:
                     self._shrink(error)
+
+    def statistics(self, image: Tensor) -> Statistics:
+        if self._fits(image):
+            try:
+                return self._backend.statistics(image)
+            except TooLargeError as error:
+                self._shrink(error)
+        with torch.inference_mode():
+            return self._norm_by_norm(image)
 
     def _enhance(self, image: Tensor, statistics: Statistics, result: Tensor) -> None:
         """Row by row of tiles. `result` may be the image: a row of tiles is written when all of it is done, and what
@@ -128,8 +137,8 @@ class TiledBackend:
             measured.append((found, tile.pixels))
         return result, _pool(measured)
 
-    def _statistics(self, image: Tensor) -> Statistics:
-        """The picture's own."""
+    def _norm_by_norm(self, image: Tensor) -> Statistics:
+        """The picture's own statistics."""
         nothing = torch.empty((1, 0, self._channels), device=self.device)
         found = Statistics(nothing, nothing)
         while found.mean.shape[1] < self._norms:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from dped_live.errors import TooLargeError
 from dped_live.generator import TANH_OFFSET, TANH_SCALE, WHOLE, Generator, Region
-from dped_live.statistics import EPSILON, Statistics
+from dped_live.statistics import EPSILON, Statistics, unfolded
 
 _BAND_BYTES = 4 << 20
 """One band's activations. A few megabytes share the last-level cache with the band's output; measured in
@@ -68,7 +68,7 @@ class TorchCpuBackend:
         with torch.inference_mode():
             self._buffers(*image.shape[2:])  # refuses what is too large, before anything else is allocated
             result = torch.empty(image.shape) if out is None else out
-            for _ in self._run(image, result, statistics, fold=statistics is not None):
+            for _ in self._run(image, result, statistics, measured=statistics is None):
                 pass
             return result
 
@@ -80,18 +80,28 @@ class TorchCpuBackend:
             result = torch.empty(image.shape)
             return result, _as_statistics(self._run(image, result, statistics, interior=interior))
 
+    def statistics(self, image: Tensor) -> Statistics:
+        with torch.inference_mode():
+            # No result is needed, for the run is left after the last norm.
+            return _as_statistics(islice(self._run(image, image, None), self._norms))
+
     def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
         norm = before.mean.shape[1]
         with torch.inference_mode():
-            # No result is needed, for the run is left at this norm.
             return _as_statistics(islice(self._run(image, image, before, interior=interior), norm, norm + 1))
 
     def _run(
-        self, image: Tensor, result: Tensor, given: Statistics | None, fold: bool = False, interior: Region = WHOLE
+        self,
+        image: Tensor,
+        result: Tensor,
+        given: Statistics | None,
+        measured: bool = True,
+        interior: Region = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each norm's mean and variance in the interior, then fill `result`, which may be the image.
 
-        given: of as many norms as the run is to pass with them. fold: they go into the weights, nothing is measured.
+        given: of as many of the first norms as the run is to pass with them; they go into the weights. measured: False
+        where all are given and nothing is to be yielded.
         """
         height, width = image.shape[2:]
         x, r = self._buffers(height, width)
@@ -102,12 +112,14 @@ class TorchCpuBackend:
         self._first_layer(image, x)
 
         inside_from, inside_to, _ = interior[0].indices(height)
+        norms_given = 0 if given is None else given.mean.shape[1]
         norm: tuple[Tensor, Tensor] | None = None  # gain and bias that r still waits for
         for layer in range(self._norms + 1):
             in_tail = layer == self._norms
             joins = layer % 2 == 0  # reads x, after the block before has been added to it
-            weight, weight_bias = self._tail[0] if in_tail else self._layer(layer, given if fold else None)
-            activate = in_tail or fold
+            folded = None if given is None or layer >= norms_given else self._gain_and_bias(layer, given)
+            weight, weight_bias = self._tail[0] if in_tail else self._layer(layer, folded)
+            activate = in_tail or folded is not None
             sums = _Moments(self._channels)
             ready = 0
             for y, end in self._bands(height, width):
@@ -121,7 +133,7 @@ class TorchCpuBackend:
                 ready = ahead
                 source = x[y : end + 2] if joins else r[top + y - 1 : top + end + 1]
                 convolved = _convolve(source, weight, weight_bias)
-                if not activate:
+                if measured and not in_tail:
                     inside = slice(max(0, inside_from - y), max(0, inside_to - y))
                     sums.add(convolved[inside, interior[1]])
                 at = top + y if joins else top + y - 1
@@ -129,15 +141,15 @@ class TorchCpuBackend:
             if not joins:
                 top -= 1
                 r[top + height] = 0
-            if activate:
-                norm = None
+            norm = None
+            if in_tail:
                 continue
-            mean, variance = sums.result()
-            yield mean, variance
-            if given is not None:
-                mean, variance = given.mean[0, layer].double(), given.variance[0, layer].double()
-            gain = self._scale[layer] * torch.rsqrt(variance + EPSILON)
-            norm = gain.to(self._precision), (self._shift[layer] - mean * gain).to(self._precision)
+            if measured:
+                mean, variance = sums.result()
+                yield (mean, variance) if folded is None else unfolded(mean, variance, *folded)
+            if folded is None:
+                gain = self._scale[layer] * torch.rsqrt(variance + EPSILON)
+                norm = gain.to(self._precision), (self._shift[layer] - mean * gain).to(self._precision)
 
         for y, end in self._bands(height, width):
             convolved = _convolve(r[top + y - 1 : top + end + 1], *self._tail[1])
@@ -181,12 +193,15 @@ class TorchCpuBackend:
         weight = weight.detach().to(self._precision).contiguous(memory_format=torch.channels_last)
         return weight, None if bias is None else bias.detach().to(self._precision)
 
-    def _layer(self, layer: int, given: Statistics | None) -> tuple[Tensor, Tensor | None]:
-        weight = self._residual[layer]
-        if given is None:
-            return self._weights(weight, None)
+    def _gain_and_bias(self, layer: int, given: Statistics) -> tuple[Tensor, Tensor]:
         gain = self._scale[layer] * torch.rsqrt(given.variance[0, layer].double() + EPSILON)
-        bias = self._shift[layer] - given.mean[0, layer].double() * gain
+        return gain, self._shift[layer] - given.mean[0, layer].double() * gain
+
+    def _layer(self, layer: int, folded: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+        weight = self._residual[layer]
+        if folded is None:
+            return self._weights(weight, None)
+        gain, bias = folded
         return self._weights(weight * gain[:, None, None, None], bias)
 
     def _first_layer(self, image: Tensor, x: Tensor) -> None:

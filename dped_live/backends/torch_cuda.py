@@ -43,6 +43,10 @@ class TorchCudaBackend:
             enhanced, measured = self._generator.measure(self._input(image), statistics, interior)
             return enhanced.float(), measured
 
+    def statistics(self, image: Tensor) -> Statistics:
+        with torch.inference_mode(), _memory_error(image):
+            return self._generator.statistics(self._input(image))
+
     def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
         with torch.inference_mode(), _memory_error(image):
             return self._generator.measure_next(self._input(image), before, interior)
