@@ -1,8 +1,11 @@
-"""How good and how steady enhanced pictures are: tensors in, floats out.
+"""How good and how steady enhanced pictures are: tensors in, numbers out.
+
+How near a picture comes to another is told by PSNR and by MS-SSIM, in the standard form and in that of the original
+repository.
 
 What a viewer calls flicker is that one and the same thing of the scene changes its brightness. So the measures here
 follow things: pixels that do not move (`static_flicker`), points of a scene under a pan known to the pixel
-(`pan_flicker`), and the frame as a whole (`mean_luma_jump`). All are in levels of an 8-bit picture.
+(`pan_flicker`), and the frame as a whole (`mean_luma_jump`). These are in levels of an 8-bit picture.
 """
 
 from __future__ import annotations
@@ -13,7 +16,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""The exponents of MS-SSIM's five scales, from the full size down (Wang, Simoncelli and Bovik 2003, section 3.2)."""
+
+MS_SSIM_LEAST_SIDE = 161
+"""The shortest side, in pixels, that still holds the 11x11 window at the fifth scale."""
 
 RECEPTIVE_RADIUS = 18
 """How far, in pixels, the 12-layer generator looks: 9x9, ten times 3x3, 9x9. Nearer to the border it sees padding."""
@@ -78,9 +88,65 @@ def psnr(a: Tensor, b: Tensor) -> float:
     a, b: of one shape, values in [0, 1]; nothing is clamped. Infinite where they are equal. Averaging the PSNR of
     single pictures instead gives other numbers (2 dB on the pairs of DPED).
     """
+    return decibels(mean_squared_error(a, b))
+
+
+def mean_squared_error(a: Tensor, b: Tensor) -> float:
+    """Of all elements; a, b: of one shape."""
     _expect(a.shape == b.shape, f"pictures of one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
-    error = (a.double() - b.double()).square().mean().item()
+    return (a.double() - b.double()).square().mean().item()
+
+
+def decibels(error: float) -> float:
+    """PSNR in dB of a mean squared error, for a peak of 1; infinite for 0."""
     return -10 * math.log10(error) if error else math.inf
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Multi-scale structural similarity of pictures, the standard one.
+
+    a, b: (N, C, H, W) of one shape, H and W at least MS_SSIM_LEAST_SIDE, values in [0, 1]; nothing is clamped.
+    Returns float64 (N,); 1 where they are equal.
+
+    Z. Wang, E. Simoncelli, A. Bovik, "Multiscale structural similarity for image quality assessment", 2003, in the
+    form of tf.image.ssim_multiscale: each channel by itself, a negative scale counts as 0, the mean over channels
+    last.
+    """
+    _expect(min(a.shape[2:]) >= MS_SSIM_LEAST_SIDE, f"pictures of at least {MS_SSIM_LEAST_SIDE} pixels a side")
+    return combine_scales(ms_ssim_scales(a, b).clamp_min(0)).mean(1)
+
+
+def ms_ssim_of_original(a: Tensor, b: Tensor) -> float:
+    """MS-SSIM of a batch of pictures as the original repository computes it (MultiScaleSSIM in ssim.py).
+
+    a, b: (N, C, H, W) of one shape and any size, values in [0, 1]; nothing is clamped. Returns one number.
+
+    It differs from the standard in two ways. Each scale is averaged over the WHOLE batch before the exponents, so
+    that the mean of batches of one is another number. And the window shrinks to pictures below 11 pixels, which a
+    patch of 100 is at the fifth scale. NaN where a scale's average is negative, as there.
+    """
+    return combine_scales(ms_ssim_scales(a, b).mean((0, 1))).item()
+
+
+def ms_ssim_scales(a: Tensor, b: Tensor) -> Tensor:
+    """What MS-SSIM is made of: contrast and structure at the first four scales, SSIM at the fifth.
+
+    a, b: (N, C, H, W) of one shape and any size, values in [0, 1]. Returns float64 (N, C, 5), averages over pixels.
+    From a scale to the next, pixels are averaged 2x2; an odd last row or column counts twice.
+    """
+    _expect(a.shape == b.shape, f"pictures of one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = a.double(), b.double()
+    scales = []
+    for _ in MS_SSIM_WEIGHTS[1:]:
+        scales.append(_similarity(a, b)[1])
+        a, b = (F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in (a, b))
+    scales.append(_similarity(a, b)[0])
+    return torch.stack(scales, -1)
+
+
+def combine_scales(scales: Tensor) -> Tensor:
+    """MS-SSIM from its five scales: (..., 5) to (...), the product of each to the power of its weight."""
+    return scales.pow(scales.new_tensor(MS_SSIM_WEIGHTS)).prod(-1)
 
 
 def static_flicker(luma_sequence: Tensor, mask: Tensor, block: int = 16) -> StaticFlicker:
@@ -159,6 +225,36 @@ def mean_luma_jump(
     return Jump(mean=jumps.mean().item(), largest=jumps.max().item())
 
 
+def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM, and its factor for contrast and structure alone, averaged over pixels: float64 (N, C) each."""
+    size = min(11, *a.shape[2:])
+    mean_a, mean_b = _smoothed(a, size), _smoothed(b, size)
+    squares, product = mean_a.square() + mean_b.square(), mean_a * mean_b
+    variances = _smoothed(a.square(), size) + _smoothed(b.square(), size) - squares
+    covariance = _smoothed(a * b, size) - product
+    structure = (2 * covariance + 0.03**2) / (variances + 0.03**2)
+    luminance = (2 * product + 0.01**2) / (squares + 0.01**2)
+    return (luminance * structure).mean((2, 3)), structure.mean((2, 3))
+
+
+def _smoothed(x: Tensor, size: int) -> Tensor:
+    """Gaussian-weighted average over windows of size x size pixels that lie within the picture.
+
+    The standard deviation is 1.5 pixels for 11, and in proportion. Tap by tap, for torch's convolution in float64
+    is several times slower on a CPU and takes eleven times the picture in memory.
+    """
+    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    window = torch.exp(-offsets.square() / (2 * (1.5 * size / 11) ** 2))
+    taps = (window / window.sum()).tolist()
+    for axis in (2, 3):
+        length = x.shape[axis] - size + 1
+        smoothed = taps[0] * x.narrow(axis, 0, length)
+        for place, tap in enumerate(taps[1:], 1):
+            smoothed.add_(x.narrow(axis, place, length), alpha=tap)
+        x = smoothed
+    return x
+
+
 def _aligned(sequence: Tensor, shift: tuple[int, int], border: int) -> tuple[Tensor, Tensor]:
     """Frames 0..T-2 and 1..T-1, cropped so that the same point of the scene lies at the same place."""
     height, width = sequence.shape[1:]
@@ -188,4 +284,4 @@ def _three(sequence: Tensor) -> tuple[int, int, int]:
 
 def _expect(condition: bool, what: str) -> None:
     if not condition:
-        raise ValueError(f"a flicker measure needs {what}")
+        raise ValueError(f"this measure needs {what}")

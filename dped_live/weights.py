@@ -184,9 +184,14 @@ def state(name: str) -> State:
     return "cached"
 
 
+def cache_folder() -> Path:
+    """Where everything that has been fetched is kept."""
+    return platformdirs.user_cache_path("dped-live", appauthor=False) / "weights"
+
+
 def cache_path(name: str) -> Path:
     """Where a published model is kept once it has been fetched."""
-    return platformdirs.user_cache_path("dped-live", appauthor=False) / "weights" / f"{name}.safetensors"
+    return cache_folder() / f"{name}.safetensors"
 
 
 # Loading.
@@ -243,7 +248,7 @@ def _check_original(model: PublishedModel, folder: Path) -> None:
         try:
             if not path.is_file():
                 raise WeightsError(f"{path}: no such file; {advice}")
-            if path.stat().st_size != file.size or _sha256(path.read_bytes()) != file.sha256:
+            if path.stat().st_size != file.size or hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256:
                 raise WeightsError(f"{path}: not the published file, its checksum is another; {advice}")
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
@@ -289,18 +294,23 @@ def save(generator: Generator, path: Path) -> None:
         "blocks": str(generator.blocks),
         "sha256": digest(generator),
     }
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(safetensors.torch.save(_host_tensors(generator), metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, safetensors.torch.save(_host_tensors(generator), metadata))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def replace_file(path: Path, content: bytes | bytearray) -> None:
+    """Write a file that is the old one or the whole new one at any time. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _host_tensors(generator: Generator) -> dict[str, Tensor]:
@@ -432,21 +442,15 @@ def fetch(name: str, *, url: str | None = None, timeout: float = TIMEOUT, progre
     model = _published(name)
     url = url or model.url
     path = cache_path(name)
+    files = " and ".join(f"{url}/{file.name}" for file in model.files)
+    failure = Failure(name, f"put {files} into a folder and set DPED_LIVE_WEIGHTS to it")
     contents: dict[str, bytearray] = {}
     for file in model.files:
-        before = sum(map(len, contents.values()))
-        content = bytearray()
-        for chunk in _download(model, url, file, timeout):
+        content = contents[file.name] = bytearray()
+        for chunk in download(file, url, timeout, failure):
             content += chunk
-            if len(content) > file.size:
-                raise _cannot_fetch(model, url, f"{file.name} has more than its {file.size} bytes")
             if progress:
-                progress(name, before + len(content), model.size)
-        if len(content) < file.size:
-            raise _cannot_fetch(model, url, f"{file.name} ended after {len(content)} of {file.size} bytes")
-        if _sha256(content) != file.sha256:
-            raise _cannot_fetch(model, url, f"{file.name} is not the published file, its checksum is another")
-        contents[file.name] = content
+                progress(name, sum(map(len, contents.values())), model.size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=path.parent) as folder:
@@ -454,29 +458,50 @@ def fetch(name: str, *, url: str | None = None, timeout: float = TIMEOUT, progre
                 Path(folder, file_name).write_bytes(content)
             save(_load_checkpoint(_prefix(model, Path(folder))), path)
     except OSError as error:
-        raise _cannot_fetch(model, url, f"{path.parent} cannot be written: {error.strerror}") from error
+        raise failure.because(f"{path.parent} cannot be written: {error.strerror}") from error
     return path
 
 
-def _download(model: PublishedModel, url: str, file: PublishedFile, timeout: float) -> Iterator[bytes]:
-    """The file's bytes as they come. Only what fails in here is the network's fault, and not the callback's."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the user is told if something cannot be fetched.
+
+    what: is fetched. advice: how to do without a network.
+    """
+
+    what: str
+    advice: str
+
+    def because(self, reason: str) -> WeightsError:
+        """The error to raise; a part of the reason may be the server's words."""
+        reason = "".join(filter(str.isprintable, reason))[:200]
+        return WeightsError(f"cannot fetch {self.what} ({reason}): {self.advice}")
+
+
+def download(file: PublishedFile, url: str, timeout: float, failure: Failure) -> Iterator[bytes]:
+    """The bytes of a published file as they come. None may be used before the end, where the checksum is right.
+
+    url: the folder that it is in. timeout: seconds that the server may stay silent.
+    Raises the failure. Only what fails in here is the network's fault, and not that of who takes the bytes.
+    """
+    size, sha256 = 0, hashlib.sha256()
     try:
         with urllib.request.urlopen(f"{url}/{file.name}", timeout=timeout) as response:
             while chunk := response.read1(1 << 16):
+                size += len(chunk)
+                if size > file.size:
+                    raise failure.because(f"{file.name} has more than its {file.size} bytes")
+                sha256.update(chunk)
                 yield chunk
     except urllib.error.HTTPError as error:
         error.close()
-        raise _cannot_fetch(model, url, f"{file.name}: the server answers {error.code}") from error
+        raise failure.because(f"{file.name}: the server answers {error.code}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _cannot_fetch(model, url, f"{file.name}: {getattr(error, 'reason', error)}") from error
-
-
-def _cannot_fetch(model: PublishedModel, url: str, reason: str) -> WeightsError:
-    reason = "".join(filter(str.isprintable, reason))[:200]  # a part of it may be the server's words
-    files = " and ".join(f"{url}/{file.name}" for file in model.files)
-    return WeightsError(
-        f"cannot fetch {model.name} ({reason}): put {files} into a folder and set DPED_LIVE_WEIGHTS to it"
-    )
+        raise failure.because(f"{file.name}: {getattr(error, 'reason', error)}") from error
+    if size < file.size:
+        raise failure.because(f"{file.name} ended after {size} of {file.size} bytes")
+    if sha256.hexdigest() != file.sha256:
+        raise failure.because(f"{file.name} is not the published file, its checksum is another")
 
 
 def _published(name: str) -> PublishedModel:
@@ -488,7 +513,3 @@ def _published(name: str) -> PublishedModel:
 def _prefix(model: PublishedModel, folder: Path) -> Path:
     """The prefix of a published model's checkpoint in a folder."""
     return folder / model.files[0].name.removesuffix(".index")
-
-
-def _sha256(data: bytes | bytearray) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -13,12 +13,13 @@ PACKAGE = Path(__file__).parents[1] / "dped_live"
 
 LAYERS = [
     {"errors", "frame"},
-    {"photo", "partial", "channel", "color", "metrics", "scenes", "staging", "statistics", "tensor_bundle"},
+    {"photo", "partial", "channel", "borders", "color", "metrics", "scenes", "staging", "statistics", "tensor_bundle"},
     {"generator"},
     {"weights", "backends", "sources", "sinks"},
     {"scene_statistics"},
+    {"live_statistics"},
     {"enhance"},
-    {"pipeline"},
+    {"pipeline", "training"},
     {"batch"},
     {"cli"},
     {"__main__"},

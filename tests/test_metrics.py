@@ -1,4 +1,4 @@
-"""Every measure against values worked out by hand."""
+"""Every measure against values worked out by hand, or by the code that defines it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dped_live.metrics import Jump, luma, mean_luma_jump, pan_flicker, psnr, static_flicker
+from dped_live.metrics import (
+    Jump,
+    luma,
+    mean_luma_jump,
+    ms_ssim,
+    ms_ssim_of_original,
+    pan_flicker,
+    psnr,
+    static_flicker,
+)
 
 
 def test_luma_weighs_and_clamps_the_colours() -> None:
@@ -33,6 +42,61 @@ def test_psnr_is_of_one_mean_squared_error() -> None:
 def test_psnr_refuses_shapes_that_would_broadcast() -> None:
     with pytest.raises(ValueError, match="one shape"):
         psnr(torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+
+
+def made_up(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Two batches of pictures, float64 (N, 3, H, W), that formulas describe; the second reaches beyond [0, 1]."""
+    n, c, y, x = torch.meshgrid(
+        *(torch.arange(size, dtype=torch.float64) for size in (count, 3, height, width)), indexing="ij"
+    )
+    a = 0.5 + 0.25 * (0.11 * x + 0.07 * y + n + c).sin() + 0.2 * (0.9 * x - 0.5 * y * (c + 1) + n).sin()
+    return a, 0.9 * a + 0.08 * (1.7 * x + 1.3 * y + c).cos() + 0.05 * (n + 1) * (0.23 * x).sin()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4, 100, 100), 0.8542231971479716),
+        ((1, 100, 100), 0.9605335052723556),
+        ((1, 101, 67), 0.9616549851974839),
+        ((2, 10, 33), 0.930227748255511),
+        ((1, 37, 256), 0.9540805221935355),
+        ((2, 177, 203), 0.9295500502857854),
+    ],
+)
+def test_ms_ssim_of_original(shape: tuple[int, int, int], expected: float) -> None:
+    """MultiScaleSSIM(255 * a, 255 * b) of the original's ssim.py, with scipy 1.17.1."""
+    assert ms_ssim_of_original(*made_up(*shape)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((2, 161, 161), [0.9598987698554993, 0.898848831653595]),
+        ((2, 177, 203), [0.9598615169525146, 0.89892578125]),
+        ((1, 256, 192), [0.9598246216773987]),
+    ],
+)
+def test_ms_ssim(shape: tuple[int, int, int], expected: list[float]) -> None:
+    """tf.image.ssim_multiscale(a, b, 1.0) of TensorFlow 2.21, which computes in float32."""
+    assert ms_ssim(*made_up(*shape)).tolist() == pytest.approx(expected, abs=2e-6)
+
+
+def test_ms_ssim_of_equal_and_of_inverted_pictures() -> None:
+    a, _ = made_up(2, 180, 180)
+    assert ms_ssim(a, a).tolist() == pytest.approx([1, 1], abs=1e-12)
+    assert ms_ssim_of_original(a, a) == pytest.approx(1, abs=1e-12)
+    # TensorFlow gives 0 and the original NaN.
+    assert ms_ssim(a, 1 - a).tolist() == [0, 0]
+    assert math.isnan(ms_ssim_of_original(a, 1 - a))
+
+
+def test_ms_ssim_refuses_what_it_is_not_defined_for() -> None:
+    with pytest.raises(ValueError, match="161 pixels"):
+        ms_ssim(*made_up(1, 160, 200))
+    a, _ = made_up(2, 161, 161)
+    with pytest.raises(ValueError, match="one shape"):
+        ms_ssim(a, a[:1])
 
 
 def blocks_over_time(left: list[float], right: list[float], size: int = 16) -> Tensor:

@@ -50,6 +50,16 @@ def is_photo(path: Path) -> bool:
         return False
 
 
+def photo_size(path: Path) -> tuple[int, int]:
+    """Width and height of a photo once turned upright, from its header. Raises InputError if it is none."""
+    with _opened(path) as image:
+        _, orientation = _exif(image, [])
+        if orientation is None:
+            orientation = _xmp_orientation(_xmp(image))
+        width, height = image.size
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
 def read_photo(path: Path) -> Photo:
     """Decode a photo to RGB of its own depth, 8 or 16 bits, and turn it upright. The arrays belong to the caller.
 
@@ -74,8 +84,8 @@ def read_photo(path: Path) -> Photo:
         image.load()
 
         xmp = _xmp(image)
-        if orientation is None and xmp and (match := _XMP_ORIENTATION.search(xmp)):
-            orientation = int(match[2])
+        if orientation is None:
+            orientation = _xmp_orientation(xmp)
         decode = _decode_16_bit if is_16_bit else _decode_8_bit
         pixels, alpha, icc_profile = decode(path, image, notes)
         dpi = _dpi(image)
@@ -263,6 +273,11 @@ def _xmp(image: ImageFile) -> bytes | None:
     if isinstance(xmp, str):
         xmp = xmp.encode()
     return xmp if isinstance(xmp, bytes) else None
+
+
+def _xmp_orientation(xmp: bytes | None) -> int | None:
+    match = _XMP_ORIENTATION.search(xmp or b"")
+    return None if match is None else int(match[2])
 
 
 def _dpi(image: ImageFile) -> tuple[float, float] | None:
