@@ -6,16 +6,16 @@ SMPTE 240M; ranges and quantisation from BT.709-6 and BT.2100 (H.273 section 8.3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from dped_live.frame import ChromaLocation, PixelFormat, VideoFormat
 
-_ROWS = 128
-"""So many rows of an RGB picture are converted at a time: a photo of 50 megapixels is 600 MB in float32, and what a
-conversion needs on the way would be as much again."""
+_PIXELS = 1 << 18
+"""About so many pixels are converted at a time on a CPU: they stay in its caches, and a photo of 50 megapixels, which is
+600 MB in float32, does not need as much again on the way. A GPU has its memory, and wants few large steps."""
 
 _LUMA = {
     "bt709": (0.2126, 0.0722),
@@ -37,25 +37,25 @@ def to_rgb(planes: Sequence[Tensor], fmt: VideoFormat) -> Tensor:
     (test_model.py); the difference is below 0.07 of an 8-bit level.
     """
     pixel = fmt.pixel_format
+    rgb = torch.empty((1, 3, fmt.height, fmt.width), device=planes[0].device)
     if pixel.kind == "rgb":
-        height, width, _ = planes[0].shape
-        rgb = torch.empty((1, 3, height, width), device=planes[0].device)
-        for source, target in zip(torch.split(planes[0], _ROWS), torch.split(rgb, _ROWS, dim=2), strict=True):
-            values = source.permute(2, 0, 1).float() / _maximum(pixel)
-            target[0] = values.half() if pixel.depth == 8 else values
+        for rows in _rows(rgb):
+            values = planes[0][rows].permute(2, 0, 1).float() / _maximum(pixel)
+            rgb[0, :, rows] = values.half() if pixel.depth == 8 else values
         return rgb
     luma_offset, luma_scale, chroma_offset, chroma_scale = _range(fmt)
-    y = ((planes[0].float() - luma_offset) / luma_scale)[None, None]
     if pixel.kind == "gray":
-        return y.clamp(0, 1).expand(1, 3, -1, -1).contiguous()
-    cb, cr = (
-        _upsample((plane.float() - chroma_offset) / chroma_scale, fmt)[None, None] for plane in (planes[1], planes[2])
-    )
+        y = (planes[0].float() - luma_offset) / luma_scale
+        return rgb.copy_(y.clamp_(0, 1))
+    cb, cr = (_upsample((plane.float() - chroma_offset) / chroma_scale, fmt) for plane in (planes[1], planes[2]))
     kr, kb = _LUMA[fmt.matrix]
-    r = y + 2 * (1 - kr) * cr
-    b = y + 2 * (1 - kb) * cb
-    g = (y - kr * r - kb * b) / (1 - kr - kb)
-    return torch.cat((r, g, b), dim=1).clamp_(0, 1)
+    for rows in _rows(rgb):
+        y = (planes[0][rows].float() - luma_offset) / luma_scale
+        r = y + 2 * (1 - kr) * cr[rows]
+        b = y + 2 * (1 - kb) * cb[rows]
+        g = (y - kr * r - kb * b) / (1 - kr - kb)
+        torch.stack((r, g, b), out=rgb[0, :, rows])
+    return rgb.clamp_(0, 1)
 
 
 def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
@@ -65,22 +65,36 @@ def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
     Returns tensors as frame.PixelFormat says, contiguous, on the same device.
     """
     pixel = fmt.pixel_format
+    kind = torch.uint8 if pixel.depth == 8 else torch.uint16
     if pixel.kind == "rgb":
-        rows = rgb[0].permute(1, 2, 0)
-        levels = torch.empty(rows.shape, dtype=torch.uint8 if pixel.depth == 8 else torch.uint16, device=rgb.device)
-        for values, target in zip(torch.split(rows, _ROWS), torch.split(levels, _ROWS), strict=True):
-            target.copy_(_quantise(values.clamp(0, 1) * _maximum(pixel), pixel))
+        levels = torch.empty((fmt.height, fmt.width, 3), dtype=kind, device=rgb.device)
+        for rows in _rows(rgb):
+            levels[rows] = _quantise(rgb[0, :, rows].permute(1, 2, 0).clamp(0, 1) * _maximum(pixel), pixel)
         return [levels]
-    rgb = rgb.clamp(0, 1)
     luma_offset, luma_scale, chroma_offset, chroma_scale = _range(fmt)
     kr, kb = _LUMA["bt709" if fmt.matrix == "rgb" else fmt.matrix]
-    r, g, b = rgb[0]
-    y = kr * r + (1 - kr - kb) * g + kb * b
-    planes = [_quantise(y * luma_scale + luma_offset, pixel)]
-    if pixel.kind == "yuv":
-        for chroma in ((b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))):
-            planes.append(_quantise(_downsample(chroma, fmt) * chroma_scale + chroma_offset, pixel))
+    luma = torch.empty((fmt.height, fmt.width), dtype=kind, device=rgb.device)
+    differences = [torch.empty(luma.shape, device=rgb.device) for _ in range(2 if pixel.kind == "yuv" else 0)]
+    for rows in _rows(rgb):
+        r, g, b = rgb[0, :, rows].clamp(0, 1)
+        y = kr * r + (1 - kr - kb) * g + kb * b
+        luma[rows] = _quantise(y * luma_scale + luma_offset, pixel)
+        if differences:
+            differences[0][rows] = (b - y) / (2 * (1 - kb))
+            differences[1][rows] = (r - y) / (2 * (1 - kr))
+    planes = [luma]
+    while differences:
+        chroma = _downsample(differences.pop(0), fmt)
+        planes.append(_quantise(chroma * chroma_scale + chroma_offset, pixel))
     return planes
+
+
+def _rows(rgb: Tensor) -> Iterator[slice]:
+    """The rows to convert at a time."""
+    height, width = rgb.shape[2:]
+    step = height if rgb.is_cuda else max(1, _PIXELS // width)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
 
 
 def _maximum(pixel: PixelFormat) -> int:

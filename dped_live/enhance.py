@@ -15,7 +15,7 @@ from dped_live.frame import Area, Frame, VideoFormat
 from dped_live.scene_statistics import Normalisation, Policy, picture_of
 from dped_live.staging import Staging
 
-_ROWS = 128
+_ROWS = 32
 """So many rows of an RGB picture are mixed with the input at a time: of 50 megapixels a copy in float32 is 600 MB."""
 
 
@@ -56,9 +56,9 @@ class Enhancer:
         """Enhance one frame; those of a video in order."""
         with torch.inference_mode():
             plan = self._policy.normalisation(frame)
-            enhanced = self._enhanced(frame, plan)
             if self._before_after:
-                return self._beside(frame, enhanced)
+                return self._beside(frame, self._enhanced(frame, plan))
+            enhanced = self._enhanced(frame, plan)
             same = _same_planes(frame.format, self._output)
             if enhanced is None and same:
                 return frame
@@ -106,6 +106,7 @@ class Enhancer:
             # Joined as bytes: two large photos in float32 need more memory than the network.
             single = replace(fmt, width=frame.format.width, height=frame.format.height)
             (after,) = self._staging.download(color.from_rgb(enhanced, single))
+            del enhanced
             (before,) = frame.planes
             planes: tuple[np.ndarray, ...] = (
                 np.concatenate((before, after) if before_first else (after, before), axis=axis),

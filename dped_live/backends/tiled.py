@@ -25,15 +25,16 @@ from dped_live.errors import TooLargeError
 from dped_live.generator import Generator
 from dped_live.statistics import Statistics
 
-_HOST_BYTES = 1_200_000_000
+_HOST_BYTES = 1_000_000_000
 """What a CPU may use for a picture and its activations even if more is free. With Python, torch and the decoder a
 process stays below 1.5 GB, and tiles cost no more than a tenth where the statistics are given."""
 
 _PICTURE_BYTES = 48
 """Planned for each pixel beside the activations: RGB in float32 four times, as in the conversion from YUV."""
 
-_PLANNED_SIDE = 512
-"""No smaller tiles are planned: they save little memory, and a halo of 18 is a seventh of the work."""
+_TILE_BYTES = 50_000_000
+"""No smaller tiles than for so many bytes of activations are planned: with 64 channels 405 pixels a side in bf16, and a
+halo of 18 is a sixth of the work, or 276 in fp32, and it is a quarter."""
 
 _LEAST_SIDE = 64
 """No smaller tiles are tried where memory runs out nevertheless."""
@@ -177,7 +178,8 @@ class TiledBackend:
         pixels_at_once = (free - _PICTURE_BYTES * pixels) / self._backend.bytes_per_pixel
         if pixels <= pixels_at_once:
             return max(height, width)
-        side = max(_PLANNED_SIDE, math.isqrt(max(0, int(pixels_at_once))) - 2 * self._halo)
+        pixels_at_once = max(pixels_at_once, _TILE_BYTES / self._backend.bytes_per_pixel)
+        side = max(_LEAST_SIDE, math.isqrt(int(pixels_at_once)) - 2 * self._halo)
         self._tell(
             f"pictures of {width}x{height} are enhanced in tiles of {side}x{side}, for a whole one needs "
             f"{self._backend.bytes_per_pixel * pixels / 1e9:.1f} GB more memory"
