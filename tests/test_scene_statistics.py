@@ -97,6 +97,17 @@ def test_two_runs_are_identical(small: Backend) -> None:
         assert np.array_equal(one, other)
 
 
+def test_a_run_that_starts_in_the_middle_gives_the_same_pictures(small: Backend) -> None:
+    """The policy is asked by time: if the look-ahead saw the whole video, it does not matter where enhancing starts."""
+    pictures = [textured(1)] * 10 + [textured(1) + (textured(2) - textured(1)) * number / 20 for number in range(20)]
+    sequence = frames(pictures)
+    scenes = measure_scenes(sequence, small)
+    whole = list(Enhancer(small, sequence[0].format, ScenePolicy(scenes)).map(sequence))
+    part = list(Enhancer(small, sequence[0].format, ScenePolicy(scenes)).map(sequence[17:]))
+    for one, other in zip(whole[17:], part, strict=True):
+        assert np.array_equal(one.planes[0], other.planes[0])
+
+
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 90)])
 @pytest.mark.parametrize("size", [(1, 1), (20, 30)])
 def test_a_video_of_one_colour_stays_as_it_is(

@@ -1,4 +1,4 @@
-"""Draw how the brightness of a still background drifts while a dark disc slides into the picture.
+"""Draw how a still background drifts while a dark disc slides into the picture: its brightness, and two frames.
 
     python tools/plot_drift.py [OUT.png] [--model iphone] [--photos FOLDER] [--frames 40]
 
@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 
 # The folders of scripts are no packages, so that nothing of them is installed.
@@ -27,6 +28,13 @@ from dped_live.metrics import luma
 LABELS = {"exact": "statistics of each frame (original DPED)", "scene": "statistics of the scene (dped-live)"}
 COLOURS = {"exact": "#d1495b", "scene": "#00798c"}
 BASELINE = "#8a8a8a"
+
+
+def halves(first: torch.Tensor, last: torch.Tensor) -> np.ndarray:
+    """The same part of the background, right of the disc, in two frames side by side: (H, W, 3)."""
+    part = slice(first.shape[2] * 5 // 8, None)
+    joined: np.ndarray = torch.cat((first[:, :, part], last[:, :, part]), dim=2).permute(1, 2, 0).numpy()
+    return joined
 
 
 def main() -> None:
@@ -53,11 +61,13 @@ def main() -> None:
 
     with torch.inference_mode():
         backend = open_backend(weights.load(options.model), "cpu")
-        lines = {name: background(enhance(backend, clip, name)) for name in LABELS}
+        clips = {name: enhance(backend, clip, name) for name in LABELS}
+        lines = {name: background(pictures) for name, pictures in clips.items()}
         source = background(torch.cat([tensor(picture) for picture in clip.frames]))
 
-    figure = figure_class(figsize=(7.2, 2.8), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    figure = figure_class(figsize=(7.2, 5.6), dpi=110, layout="constrained")
+    mosaic = figure.subplot_mosaic([["plot"] * 2, ["exact"] * 1 + ["scene"] * 1])
+    axes = mosaic["plot"]
     axes.plot(source, color=BASELINE, linewidth=5, alpha=0.4, label="input")
     for name, levels in lines.items():
         axes.plot(levels, color=COLOURS[name], linewidth=2, label=LABELS[name])
@@ -67,6 +77,12 @@ def main() -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
+    for name, pictures in clips.items():
+        mosaic[name].imshow(halves(pictures[0], pictures[-1]))
+        mosaic[name].set_title(LABELS[name], fontsize=9)
+        mosaic[name].set_xlabel("first frame | last frame", fontsize=8)
+        mosaic[name].set_xticks([])
+        mosaic[name].set_yticks([])
     figure.savefig(options.out)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} KB")
 
