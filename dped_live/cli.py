@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if arguments[:1] == ["models"]:
                 return _models(arguments[1:])
+            if arguments[:1] in (["train"], ["evaluate"]):
+                from dped_live.training import cli as training
+
+                return training.main(arguments)
             return _enhance(arguments)
         finally:
             sys.stdout.flush()
@@ -73,7 +77,8 @@ def _enhance_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dped-live",
         description="Make photos and videos look as if a good camera had taken them.",
-        epilog="Another command: dped-live models (list and fetch the networks). "
+        epilog="Other commands: dped-live models (list and fetch the networks), dped-live train (make one of your own "
+        "from pairs of pictures) and dped-live evaluate (measure one); each has its own --help. "
         "An option's default can be set by an environment variable, DPED_LIVE_MODEL=sony for instance.",
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", type=Path, help="photos, videos and folders of them")

@@ -21,5 +21,9 @@ class BackendError(DpedError):
     """The chosen device, backend or precision cannot be used on this machine."""
 
 
+class TrainingError(DpedError):
+    """A network cannot be trained as asked, or its training has failed."""
+
+
 class TooLargeError(BackendError):
     """A picture does not fit into the device's memory; a part of it may."""

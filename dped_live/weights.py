@@ -15,7 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -283,12 +283,13 @@ def digest(generator: Generator) -> str:
     return sha256.hexdigest()
 
 
-def save(generator: Generator, path: Path) -> None:
+def save(generator: Generator, path: Path, training: Mapping[str, str] | None = None) -> None:
     """Write a generator to a .safetensors file, in float32, with its digest.
 
+    training: how it came about, for people; it is written into the header, and `load` takes no notice of it.
     The file at `path` is the old one or the whole new one at any time. Raises WeightsError if it cannot be written.
     """
-    metadata = {
+    metadata = {f"training.{key}": value for key, value in (training or {}).items()} | {
         "format": FORMAT,
         "channels": str(generator.channels),
         "blocks": str(generator.blocks),

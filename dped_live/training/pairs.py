@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -85,13 +89,13 @@ class Batch:
     notes: tuple[str, ...]
 
 
-def find_pairs(folder: Path, phone: str | None, notify: Notify, hold_out: int | None = None) -> Pairs:
+def find_pairs(folder: Path, phone: str | None, notify: Notify, hold_out: int | Literal["all"] | None = None) -> Pairs:
     """Find the pairs in a folder, and read the header of every picture.
 
     Two layouts are known. The original's: FOLDER/PHONE/training_data/{PHONE,canon}/N.jpg for training and
     FOLDER/PHONE/test_data/patches/{PHONE,canon}/N.jpg for testing. Or two folders in FOLDER, with pictures of equal
     names (their extensions may differ); of these the last `hold_out` are for testing, by default a tenth, at least 1
-    and at most 400.
+    and at most 400. "all": nothing is for training; in the original's layout only the pictures for testing are read.
 
     phone: the name of the phone's folder; None takes the only one, or the only one beside `canon`.
     notify gets a line for each picture that is skipped, unreadable or without partner, or their number if they are
@@ -121,6 +125,8 @@ def find_pairs(folder: Path, phone: str | None, notify: Notify, hold_out: int | 
     if CAMERA not in others and len(others) != 1:
         raise InputError(f"{folder}: it is not clear which pictures are the camera's; name their folder {CAMERA}")
     pairs = _match(folder / phone, folder / (CAMERA if CAMERA in others else others[0]), notify)
+    if hold_out == "all":
+        return Pairs([], pairs)
     held = max(1, min(400, len(pairs) // 10)) if hold_out is None else hold_out
     if held > len(pairs):
         raise InputError(f"{folder}: it holds {len(pairs)} pairs, not {held}; type a smaller --hold-out")
@@ -269,12 +275,28 @@ def batches(patches: PatchBatches, steps: range, workers: int) -> Iterator[Batch
         generator=torch.Generator(),
     )
     noted: set[str] = set()
-    for item in loader:
+    with _interrupts_held_back():  # a worker that has not come to its first line yet would die of one
+        items = iter(loader)
+    for item in items:
         if isinstance(item, DpedError):
             raise item
         fresh = tuple(note for note in dict.fromkeys(item.notes) if note not in noted)
         noted.update(fresh)
         yield replace(item, notes=fresh)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C reaches this process afterwards, and never one that is started here; but for Windows."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing would start it here, and then let signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_interrupts_to_the_main_process(_worker: int) -> None:
@@ -304,14 +326,14 @@ def _read(path: Path, pair: Pair) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _pairs_of_original(root: Path, phone: str, notify: Notify, hold_out: int | None) -> Pairs:
-    if hold_out is not None:
+def _pairs_of_original(root: Path, phone: str, notify: Notify, hold_out: int | Literal["all"] | None) -> Pairs:
+    if isinstance(hold_out, int):
         raise InputError(f"{root} has test pictures of its own; leave out --hold-out")
     training, testing = root / "training_data", root / "test_data" / "patches"
     if not testing.is_dir():
         raise InputError(f"{testing}: no such folder; to test on a part of the training pairs, name {training}")
-    train, test = (_match(parent / phone, parent / CAMERA, notify) for parent in (training, testing))
-    return Pairs(train, test)
+    train = [] if hold_out == "all" else _match(training / phone, training / CAMERA, notify)
+    return Pairs(train, _match(testing / phone, testing / CAMERA, notify))
 
 
 def _match(phone_folder: Path, camera_folder: Path, notify: Notify) -> list[Pair]:
