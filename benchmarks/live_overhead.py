@@ -1,6 +1,6 @@
 """What following a live picture costs beside enhancing it: the live policy against fixed statistics, side by side.
 
-    python benchmarks/live_overhead.py [--model resnet_8_32] [--size 640x360] [--frames 64] [--photos FOLDER]
+python benchmarks/live_overhead.py [--model resnet_8_32] [--size 640x360] [--frames 64] [--photos FOLDER]
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from torch import Tensor
 from dped_live.frame import ChromaLocation, PixelFormat, VideoFormat
 
 _PIXELS = 1 << 18
-"""About so many pixels are converted at a time on a CPU: they stay in its caches, and a photo of 50 megapixels, which is
-600 MB in float32, does not need as much again on the way. A GPU has its memory, and wants few large steps."""
+"""About so many pixels are converted at a time on a CPU: they stay in its caches, and a photo of 50 megapixels, which
+is 600 MB in float32, does not need as much again on the way. A GPU has its memory, and wants few large steps."""
 
 _LUMA = {
     "bt709": (0.2126, 0.0722),

@@ -7,6 +7,13 @@
 
 The published models have C = 64, B = 4 (12 layers); the authors' small one, `resnet_8_32`, C = 32, B = 2 (8 layers).
 All convolutions pad with zeros and keep the size, so any picture from 1x1 up is accepted.
+
+The light kind, of our own, works on squares of S x S pixels, S = 2 or 4, so that the blocks, as above, have S^2 times
+fewer places to go to:
+
+    pixels to channels, 3x3 conv 3 S^2->C, ReLU
+    B residual blocks
+    3x3 conv C->3 S^2, channels to pixels, + the picture
 """
 
 from __future__ import annotations
@@ -48,23 +55,31 @@ class Generator(nn.Module):
     parameters of the original become 400,963 that matter.
     """
 
-    def __init__(self, channels: int = 64, blocks: int = 4) -> None:
+    def __init__(self, channels: int = 64, blocks: int = 4, shuffle: int = 1) -> None:
+        """shuffle: side of the light kind's squares; 1 for DPED's own."""
         super().__init__()
         self.channels = channels
         self.blocks = blocks
-        self.first = nn.Conv2d(3, channels, 9, padding=4)
+        self.shuffle = shuffle
+        side, values = (9, 3) if shuffle == 1 else (3, 3 * shuffle**2)
+        self.first = nn.Conv2d(values, channels, side, padding=side // 2)
         self.residual = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(self.norms)
         )
         self.norm_scale = nn.Parameter(torch.ones(self.norms, channels))
         self.norm_shift = nn.Parameter(torch.zeros(self.norms, channels))
-        self.tail = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        self.last = nn.Conv2d(channels, 3, 9, padding=4)
+        self.tail = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2 if shuffle == 1 else 0))
+        self.last = nn.Conv2d(channels, values, side, padding=side // 2)
 
     @property
     def norms(self) -> int:
         """How many instance norms there are: two in each residual block."""
         return 2 * self.blocks
+
+    @property
+    def halo(self) -> int:
+        """How far, in pixels, an output pixel looks: 9x9, 3x3 for each norm, two of 3x3, 9x9; or 3x3 squares."""
+        return 4 + self.norms + 2 + 4 if self.shuffle == 1 else self.shuffle * (self.norms + 2)
 
     @property
     def residual_weights(self) -> list[Tensor]:
@@ -84,13 +99,13 @@ class Generator(nn.Module):
         gain, bias = statistics.gain_and_bias(*self._scale_and_shift(self.norms))
         if gain.shape[0] != 1:
             raise ValueError(f"statistics of one frame can be applied, these are of {gain.shape[0]}")
-        x = F.relu(self.first(image))
+        x = self._begin(image)
         for block in range(self.blocks):
             y = x
             for norm in (2 * block, 2 * block + 1):
                 y = F.relu(self._convolved(norm, y, gain[0, norm], bias[0, norm]))
             x = x + y
-        return self._finish(x)
+        return self._finish(x, image)
 
     def measure(
         self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
@@ -102,7 +117,7 @@ class Generator(nn.Module):
         Returns the pictures and Statistics with one frame for each of the N pictures.
         """
         x, measured = self._measure(image, statistics, interior, self.norms)
-        return self._finish(x), measured
+        return self._finish(x, image), measured
 
     def statistics(self, image: Tensor) -> Statistics:
         """The pictures' own statistics, as `measure` finds them, without the pictures."""
@@ -121,17 +136,21 @@ class Generator(nn.Module):
         self, image: Tensor, given: Statistics | None, interior: Region, norms: int
     ) -> tuple[Tensor, Statistics]:
         """The first `norms` residual layers; where `given` ends, what is measured is applied."""
-        x = y = F.relu(self.first(image))
+        x = y = self._begin(image)
+        rows, columns = (
+            slice(*(None if end is None else -(-end // self.shuffle) for end in (side.start, side.stop)))
+            for side in interior
+        )
         means, variances = [], []
         folded = None if given is None else given.gain_and_bias(*self._scale_and_shift(given.mean.shape[1]))
         for norm in range(norms):
             if folded is not None and norm < folded[0].shape[1]:
                 gain, bias = folded[0][0, norm], folded[1][0, norm]
                 y = self._convolved(norm, y, gain, bias)
-                mean, variance = unfolded(*moments(y[(..., *interior)]), gain, bias)
+                mean, variance = unfolded(*moments(y[..., rows, columns]), gain, bias)
             else:
                 y = self.residual[norm](y)
-                mean, variance = moments(y[(..., *interior)])
+                mean, variance = moments(y[..., rows, columns])
                 scale = self.norm_scale[norm] * torch.rsqrt(variance + EPSILON)
                 shift = self.norm_shift[norm] - mean * scale
                 y = torch.addcmul(shift[:, :, None, None].to(y.dtype), y, scale[:, :, None, None].to(y.dtype))
@@ -152,7 +171,18 @@ class Generator(nn.Module):
         folded = (weight * gain[:, None, None, None]).to(weight.dtype)
         return F.conv2d(x, folded, bias.to(weight.dtype), padding=1)
 
-    def _finish(self, x: Tensor) -> Tensor:
+    def _begin(self, image: Tensor) -> Tensor:
+        if self.shuffle == 1:
+            return F.relu(self.first(image))
+        height, width = image.shape[2:]
+        # Whole squares: the last row and column are repeated.
+        whole = F.pad(image, (0, -width % self.shuffle, 0, -height % self.shuffle), mode="replicate")
+        return F.relu(self.first(F.pixel_unshuffle(whole, self.shuffle)))
+
+    def _finish(self, x: Tensor, image: Tensor) -> Tensor:
         for convolution in self.tail:
             x = F.relu(convolution(x))
-        return torch.tanh(self.last(x)) * TANH_SCALE + TANH_OFFSET
+        if self.shuffle == 1:
+            return torch.tanh(self.last(x)) * TANH_SCALE + TANH_OFFSET
+        change = F.pixel_shuffle(self.last(x), self.shuffle)
+        return image + change[:, :, : image.shape[2], : image.shape[3]]
