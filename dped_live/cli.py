@@ -6,7 +6,6 @@ import argparse
 import io
 import math
 import os
-import signal
 import sys
 import time
 import traceback
@@ -14,19 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from dped_live.errors import DpedError
+from dped_live.terminal import LINE_EVERY, clock, fetch_progress, ignore, interruptible, say
 
 if TYPE_CHECKING:
     from dped_live.batch import Job, Outcome
     from dped_live.pipeline import Stats
-
-_LINE_EVERY = 10.0
-"""Seconds between progress lines where there is no terminal."""
 
 _LEAST_TILE = 64
 """Pixels; smaller ones would mostly be halo."""
@@ -53,24 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except DpedError as error:
-        _say(str(error))
+        say(str(error))
         return 1
     except KeyboardInterrupt:
-        _say("interrupted; nothing written")
+        say("interrupted; nothing written")
         return 130
     except BrokenPipeError:
         # Whoever read our output has gone, as in `dped-live models | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def _say(line: str) -> None:
-    # One line, and without control of the terminal, whatever the names of files are.
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    tqdm.write(f"dped-live: {printable}", file=sys.stderr)
-
-
-def _ignore(_line: str) -> None: ...
 
 
 def _enhance_parser() -> argparse.ArgumentParser:
@@ -196,12 +183,12 @@ def _enhance(arguments: list[str]) -> int:
 
     jobs, errors = batch.plan(inputs, options.output, options.recursive, options.before_after)
     for error in errors:
-        _say(str(error))
+        say(str(error))
     failed = len(errors)
     if not jobs:
         return 1
-    tell = _ignore if options.quiet else _say
-    with _fetch_progress(options.quiet) as fetched:
+    tell = ignore if options.quiet else say
+    with fetch_progress(options.quiet) as fetched:
         generator = weights.load(options.model, progress=fetched, notify=tell)
     backend = open_backend(generator, options.device, options.precision, options.tile, tell)
     tell(f"{options.model} on {backend.description}")
@@ -216,7 +203,7 @@ def _enhance(arguments: list[str]) -> int:
 
     done = 0
     total = len(jobs) + len(errors)
-    with _interruptible() as interrupt:
+    with interruptible() as interrupt:
         for job in jobs:
             try:
                 if job.is_photo:
@@ -225,10 +212,10 @@ def _enhance(arguments: list[str]) -> int:
                     with _video_progress(job, options.quiet) as progress:
                         outcome = batch.enhance_video(job, backend, settings, tell, interrupt.asked, progress)
             except DpedError as error:
-                _say(_with_name(str(error), job.source))
+                say(_with_name(str(error), job.source))
                 failed += 1
             except Exception:  # noqa: BLE001 - a bug; the user's other files are worth more than a tidy end
-                _say(f"{job.source}: this is a bug in dped-live, please report it:")
+                say(f"{job.source}: this is a bug in dped-live, please report it:")
                 tqdm.write(traceback.format_exc(), file=sys.stderr)
                 failed += 1
             else:
@@ -237,10 +224,10 @@ def _enhance(arguments: list[str]) -> int:
                 done += not outcome.interrupted
             if interrupt.asked():
                 if total > 1:
-                    _say(f"interrupted: {done} of {total} files done, {failed} failed, {total - done - failed} not")
+                    say(f"interrupted: {done} of {total} files done, {failed} failed, {total - done - failed} not")
                 return 130
     if failed and total > 1:
-        _say(f"{done} files done, {failed} failed")
+        say(f"{done} files done, {failed} failed")
     return 1 if failed else 0
 
 
@@ -251,38 +238,12 @@ def _with_name(message: str, source: Path) -> str:
 def _print_outcome(job: Job, outcome: Outcome) -> None:
     if outcome.interrupted:
         left = f"the first {outcome.frames} frames are in {outcome.kept}" if outcome.kept else "nothing written"
-        _say(f"{job.source}: interrupted; {left}")
+        say(f"{job.source}: interrupted; {left}")
     elif job.is_photo:
         print(f"{job.target} ({outcome.seconds:.1f} s)", flush=True)
     else:
         rate = outcome.frames / max(outcome.seconds, 1e-9)
         print(f"{job.target} ({outcome.frames} frames in {outcome.seconds:.1f} s, {rate:.2f} fps)", flush=True)
-
-
-class _Interrupt:
-    """Handles SIGINT: the first time it is noted, the second time the program leaves at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def asked(self) -> bool:
-        return self._asked
-
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        if self._asked:
-            os._exit(130)
-        self._asked = True
-        _say("finishing what is begun; Ctrl-C again leaves at once")
-
-
-@contextmanager
-def _interruptible() -> Iterator[_Interrupt]:
-    interrupt = _Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -304,39 +265,15 @@ def _video_progress(job: Job, quiet: bool) -> Iterator[Callable[[Stats, int | No
         def line(stats: Stats, total: int | None) -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last < _LINE_EVERY:
+            if now - last < LINE_EVERY:
                 return
             last = now
             frames = stats.written[0]
             rate = frames / (now - begin)
-            left = f", {_clock((total - frames) / rate)} left" if total and rate and total >= frames else ""
-            _say(f"{job.source}: {frames}{f'/{total}' if total else ''} frames, {rate:.2f} fps{left}")
+            left = f", {clock((total - frames) / rate)} left" if total and rate and total >= frames else ""
+            say(f"{job.source}: {frames}{f'/{total}' if total else ''} frames, {rate:.2f} fps{left}")
 
         yield line
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-@contextmanager
-def _fetch_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    if quiet:
-        yield None
-        return
-    bars: dict[str, tqdm[NoReturn]] = {}
-
-    def update(name: str, done: int, total: int) -> None:
-        if name not in bars:
-            bars[name] = tqdm(desc=f"fetching {name}", total=total, unit="B", unit_scale=True, leave=False)
-        bars[name].update(done - bars[name].n)
-
-    try:
-        yield update
-    finally:
-        for bar in bars.values():
-            bar.close()
 
 
 def _models(arguments: list[str]) -> int:
@@ -350,7 +287,7 @@ def _models(arguments: list[str]) -> int:
     from dped_live import weights
 
     if options.command == "fetch":
-        with _fetch_progress(options.quiet) as progress:
+        with fetch_progress(options.quiet) as progress:
             path = weights.fetch(options.name, progress=progress)
         print(path)
         return 0

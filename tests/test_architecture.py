@@ -21,6 +21,7 @@ LAYERS = [
     {"enhance"},
     {"pipeline", "training"},
     {"batch"},
+    {"terminal"},
     {"cli"},
     {"__main__"},
 ]

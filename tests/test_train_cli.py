@@ -103,7 +103,7 @@ def test_a_trained_model_is_judged_and_used(dped_live: Callable[..., Said]) -> N
 
 
 def test_progress_without_a_terminal(dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dped_live.training.cli._LINE_EVERY", 0.0)
+    monkeypatch.setattr("dped_live.training.cli.LINE_EVERY", 0.0)
     said = dped_live("train", *TINY, "--out", "run", "--steps", "3")
     number = r"-?\d[\d.e+-]*"
     terms = rf"generator {number}, color {number}, texture {number}, tv {number}, accuracy {number}"

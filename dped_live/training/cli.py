@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
-from dped_live.cli import _LINE_EVERY, _clock, _fetch_progress, _ignore, _interruptible, _say
 from dped_live.errors import TrainingError
 from dped_live.partial import PartialFile
+from dped_live.terminal import LINE_EVERY, clock, fetch_progress, ignore, interruptible, say
 
 if TYPE_CHECKING:
     from dped_live.training.trainer import Losses
@@ -215,12 +215,12 @@ def _train(arguments: list[str]) -> int:
 
     with joined(options.device) as processes:
         quiet = options.quiet or not processes.is_first
-        tell = _ignore if quiet else _say
+        tell = ignore if quiet else say
         features = init = None
         with processes.first_alone():
             if processes.is_first:
                 loop.expect_usable(options.out, options.resume)
-            with _fetch_progress(quiet) as fetched:
+            with fetch_progress(quiet) as fetched:
                 if options.content == "vgg":
                     features = vgg.load_features(vgg.find(options.vgg, progress=fetched))
                 if options.init:
@@ -280,7 +280,7 @@ def _train(arguments: list[str]) -> int:
                 return 1
     if outcome.interrupted:
         if processes.is_first:
-            _say(f"interrupted after step {outcome.step}, which is saved; the same command with --resume goes on")
+            say(f"interrupted after step {outcome.step}, which is saved; the same command with --resume goes on")
         return 130
     if not quiet:
         best = f"the best, {outcome.best_psnr:.2f} dB after step {outcome.best_step}, is best.safetensors"
@@ -292,7 +292,7 @@ def _train(arguments: list[str]) -> int:
 def _stoppable(is_first: bool) -> Iterator[Callable[[], bool]]:
     """Handles Ctrl-C. Of several processes, which all get it, the first decides for all."""
     if is_first:
-        with _interruptible() as interrupt:
+        with interruptible() as interrupt:
             yield interrupt.asked
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -327,11 +327,11 @@ def _training_progress(name: str, steps: int, quiet: bool) -> Iterator[Callable[
             now = time.monotonic()
             if not first:
                 begin, first = now, step
-            if now - last < _LINE_EVERY or step == first:
+            if now - last < LINE_EVERY or step == first:
                 return
             last = now
             left = (now - begin) / (step - first) * (steps - step)
-            _say(f"step {step}/{steps}, {_clock(left)} left: {_figures(losses)}")
+            say(f"step {step}/{steps}, {clock(left)} left: {_figures(losses)}")
 
         yield line
 
@@ -350,10 +350,10 @@ def _evaluate(arguments: list[str]) -> int:
     from dped_live.training.evaluation import BATCH, evaluate, write_csv
     from dped_live.training.pairs import find_pairs
 
-    tell = _ignore if options.quiet else _say
+    tell = ignore if options.quiet else say
     if options.csv:
         PartialFile(options.csv, options.overwrite)  # it is refused now rather than after all the work
-    with _fetch_progress(options.quiet) as fetched:
+    with fetch_progress(options.quiet) as fetched:
         generator = weights.load(options.model, progress=fetched, notify=tell)
     pairs = find_pairs(options.data, options.phone, tell, "all").test
     backend = open_backend(generator, options.device, options.precision, notify=tell)

@@ -1,0 +1,80 @@
+"""What the commands share: lines on standard error, progress, and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from tqdm import tqdm
+
+LINE_EVERY = 10.0
+"""Seconds between progress lines where there is no terminal."""
+
+
+def say(line: str) -> None:
+    """Print a line, under the program's name."""
+    # One line, and without control of the terminal, whatever the names of files are.
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    tqdm.write(f"dped-live: {printable}", file=sys.stderr)
+
+
+def ignore(_line: str) -> None:
+    """What a quiet program says."""
+
+
+class Interrupt:
+    """Handles SIGINT: the first time it is noted, the second time the program leaves at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self._asked:
+            os._exit(130)
+        self._asked = True
+        say("finishing what is begun; Ctrl-C again leaves at once")
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """While this lasts, Ctrl-C asks the Interrupt instead of raising KeyboardInterrupt."""
+    interrupt = Interrupt()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def clock(seconds: float) -> str:
+    """A time as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def fetch_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A callback for weights.load and the like that shows a bar for each file."""
+    if quiet:
+        yield None
+        return
+    bars: dict[str, tqdm[NoReturn]] = {}
+
+    def update(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = tqdm(desc=f"fetching {name}", total=total, unit="B", unit_scale=True, leave=False)
+        bars[name].update(done - bars[name].n)
+
+    try:
+        yield update
+    finally:
+        for bar in bars.values():
+            bar.close()
