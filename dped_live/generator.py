@@ -81,6 +81,10 @@ class Generator(nn.Module):
         """How far, in pixels, an output pixel looks: 9x9, 3x3 for each norm, two of 3x3, 9x9; or 3x3 squares."""
         return 4 + self.norms + 2 + 4 if self.shuffle == 1 else self.shuffle * (self.norms + 2)
 
+    def reach(self, norm: int) -> int:
+        """How far, in pixels, what this norm measures looks."""
+        return 4 + norm + 1 if self.shuffle == 1 else self.shuffle * (norm + 2)
+
     @property
     def residual_weights(self) -> list[Tensor]:
         """The convolutions before each norm, (C, C, 3, 3)."""
@@ -89,10 +93,11 @@ class Generator(nn.Module):
     def forward(self, image: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Enhance pictures.
 
-        image: (N, 3, H, W), RGB in [0, 1], of the parameters' type and device.
+        image: (N, 3, H, W), RGB in [0, 1], on the parameters' device, of any floating type.
         statistics: None normalises each picture by its own (the original); otherwise these, for one frame, are
         folded into the convolutions, so that applying them costs nothing.
-        Returns (N, 3, H, W) of the same type, NOT clamped: tanh * 0.58 + 0.5 reaches from -0.08 to 1.08.
+        Returns (N, 3, H, W), NOT clamped: tanh * 0.58 + 0.5 reaches from -0.08 to 1.08. Of the parameters' type; the
+        light kind's change is added to the picture in the picture's.
         """
         if statistics is None:
             return self.measure(image)[0]
@@ -172,6 +177,7 @@ class Generator(nn.Module):
         return F.conv2d(x, folded, bias.to(weight.dtype), padding=1)
 
     def _begin(self, image: Tensor) -> Tensor:
+        image = image.to(self.first.weight.dtype)
         if self.shuffle == 1:
             return F.relu(self.first(image))
         height, width = image.shape[2:]

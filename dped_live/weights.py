@@ -293,6 +293,7 @@ def save(generator: Generator, path: Path, training: Mapping[str, str] | None = 
         "format": FORMAT,
         "channels": str(generator.channels),
         "blocks": str(generator.blocks),
+        "shuffle": str(generator.shuffle),
         "sha256": digest(generator),
     }
     try:
@@ -325,11 +326,12 @@ def _load_safetensors(path: Path) -> Generator:
             if metadata.get("format") != FORMAT:
                 raise WeightsError(f"{path}: not weights of dped-live; give a file whose format is {FORMAT!r}")
             # A file can claim any size, but a generator without memory costs little, and its tensors must be there.
-            numbers = [metadata.get(key, "") for key in ("channels", "blocks")]
-            if not all(re.fullmatch("[1-9][0-9]{0,2}", number) for number in numbers):
+            # Files of before there was the light kind do not name its squares.
+            numbers = [metadata.get("channels", ""), metadata.get("blocks", ""), metadata.get("shuffle", "1")]
+            if not all(re.fullmatch("[1-9][0-9]{0,2}", number) for number in numbers) or numbers[2] not in "124":
                 raise _damaged(path, "the metadata are wrong")
-            channels, blocks = map(int, numbers)
-            shapes = {name: list(x.shape) for name, x in _empty_generator(channels, blocks).state_dict().items()}
+            kind = channels, blocks, _ = int(numbers[0]), int(numbers[1]), int(numbers[2])
+            shapes = {name: list(x.shape) for name, x in _empty_generator(*kind).state_dict().items()}
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             if {name: tensor.get_shape() for name, tensor in tensors.items()} != shapes:
                 raise _damaged(path, f"it does not hold {channels} channels and {blocks} blocks")
@@ -341,7 +343,7 @@ def _load_safetensors(path: Path) -> Generator:
         raise _damaged(path, "or not a .safetensors file") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
-    generator = _generator(path, channels, blocks, weights)
+    generator = _generator(path, weights, *kind)
     if digest(generator) != metadata.get("sha256"):
         raise _damaged(path, "the checksum is wrong")
     return generator
@@ -351,18 +353,18 @@ def _damaged(path: Path, what: str) -> WeightsError:
     return WeightsError(f"{path}: damaged, {what}; copy it again")
 
 
-def _empty_generator(channels: int, blocks: int) -> Generator:
+def _empty_generator(channels: int, blocks: int, shuffle: int = 1) -> Generator:
     """A generator with shapes but without memory, so that making it takes neither time nor random numbers."""
     with torch.device("meta"):
-        return Generator(channels, blocks)
+        return Generator(channels, blocks, shuffle)
 
 
-def _generator(path: Path, channels: int, blocks: int, weights: dict[str, Tensor]) -> Generator:
+def _generator(path: Path, weights: dict[str, Tensor], channels: int, blocks: int, shuffle: int = 1) -> Generator:
     """The generator that these weights, of the right names and shapes, become a part of."""
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{path}: {name} is not finite; the training has failed, use an earlier checkpoint")
-    generator = _empty_generator(channels, blocks)
+    generator = _empty_generator(channels, blocks, shuffle)
     generator.load_state_dict(weights, assign=True)
     return generator.eval().requires_grad_(False)
 
@@ -411,7 +413,7 @@ def _load_checkpoint(prefix: Path) -> Generator:
     for index in range(2):
         weights[f"tail.{index}.weight"] = kernel(2 + norms + index)
         weights[f"tail.{index}.bias"] = tensors[f"b{2 + norms + index}"]
-    return _generator(path, channels, norms // 2, weights)
+    return _generator(path, weights, channels, norms // 2)
 
 
 def _variable(index: int) -> str:

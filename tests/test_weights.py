@@ -676,3 +676,13 @@ def test_a_real_model_is_fetched_and_converted(shared: Path, server: Server) -> 
     weights.fetch("resnet_8_32", url=server.url)
     assert weights.state("resnet_8_32") == "cached"
     assert digest(load("resnet_8_32")) == model.digest
+
+
+@pytest.mark.parametrize("shuffle", [2, 4])
+def test_the_light_kind_is_saved_and_loaded(tmp_path: Path, shuffle: int) -> None:
+    generator = random_generator(8, 2, shuffle=shuffle)
+    weights.save(generator, tmp_path / "light.safetensors")
+    loaded = weights.load(str(tmp_path / "light.safetensors"))
+    image = torch.rand(1, 3, 9, 14)
+    assert loaded.shuffle == shuffle
+    assert torch.equal(loaded(image), generator(image))

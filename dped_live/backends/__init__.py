@@ -97,14 +97,19 @@ def _open(generator: Generator, device: str, precision: Precision) -> WholeBacke
 
 
 def _open_cpu(generator: Generator, precision: Precision) -> WholeBackend:
-    from dped_live.backends.torch_cpu import TorchCpuBackend
-
     why = ""
     if precision == "auto":
         precision, why = ("bf16", ": this CPU has it") if _cpu_has_bf16() else ("fp32", ": this CPU has no fast bf16")
     if precision == "fp16":
         raise BackendError("fp16 is for GPUs; on a CPU use --precision bf16 or fp32")
-    return TorchCpuBackend(generator, _TYPES[precision], f"CPU, {precision}{why}")
+    description = f"CPU, {precision}{why}"
+    if generator.shuffle > 1:
+        from dped_live.backends.torch_module import TorchModuleBackend
+
+        return TorchModuleBackend(generator, torch.device("cpu"), _TYPES[precision], description)
+    from dped_live.backends.torch_cpu import TorchCpuBackend
+
+    return TorchCpuBackend(generator, _TYPES[precision], description)
 
 
 def _cpu_has_bf16() -> bool:
@@ -113,7 +118,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def _open_cuda(generator: Generator, device: str, precision: Precision) -> WholeBackend:
-    from dped_live.backends.torch_cuda import TorchCudaBackend
+    from dped_live.backends.torch_module import TorchModuleBackend
 
     if not torch.cuda.is_available():
         built = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
@@ -125,4 +130,4 @@ def _open_cuda(generator: Generator, device: str, precision: Precision) -> Whole
         raise BackendError(f"no device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     chosen: Precision = "fp16" if precision == "auto" else precision
     name = torch.cuda.get_device_name(target)
-    return TorchCudaBackend(generator, target, _TYPES[chosen], f"{name}, {chosen}")
+    return TorchModuleBackend(generator, target, _TYPES[chosen], f"{name}, {chosen}")

@@ -1,4 +1,7 @@
-"""The generator on an NVIDIA GPU through PyTorch: channels-last convolutions of cuDNN, statistics in float32."""
+"""The generator as PyTorch runs it: channels-last convolutions of cuDNN or oneDNN, statistics in float32.
+
+For GPUs, and on CPUs for the light kind, whose activations are small enough to stay in cache as a whole.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from dped_live.generator import WHOLE, Generator, Region
 from dped_live.statistics import Statistics
 
 
-class TorchCudaBackend:
-    """Runs a generator on a CUDA device; see backends.Backend.
+class TorchModuleBackend:
+    """Runs a generator on a device; see backends.Backend.
 
     precision: of weights and activations: torch.float16, torch.bfloat16 or torch.float32 (never TF32).
     """
@@ -23,36 +26,37 @@ class TorchCudaBackend:
     def __init__(self, generator: Generator, device: torch.device, precision: torch.dtype, description: str) -> None:
         self.device = device
         self.description = description
-        self._precision = precision
         # The block's input, a layer's input and its output, one more while ReLU copies, and cuDNN's workspace.
-        self.bytes_per_pixel = 5 * generator.channels * precision.itemsize
-        # fp32 was asked for where it is used: TF32 has the ten-bit mantissa of fp16.
-        torch.backends.cudnn.allow_tf32 = False
+        self.bytes_per_pixel = 5 * generator.channels * precision.itemsize // generator.shuffle**2
+        if device.type == "cuda":
+            # fp32 was asked for where it is used: TF32 has the ten-bit mantissa of fp16.
+            torch.backends.cudnn.allow_tf32 = False
         self._generator: Generator = copy.deepcopy(generator).to(device, precision)
         self._generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         with torch.inference_mode(), _memory_error(image):
-            enhanced: Tensor = self._generator.forward(self._input(image), statistics)
+            enhanced: Tensor = self._generator.forward(_channels_last(image), statistics)
             return enhanced.float() if out is None else out.copy_(enhanced)
 
     def measure(
         self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
     ) -> tuple[Tensor, Statistics]:
         with torch.inference_mode(), _memory_error(image):
-            enhanced, measured = self._generator.measure(self._input(image), statistics, interior)
+            enhanced, measured = self._generator.measure(_channels_last(image), statistics, interior)
             return enhanced.float(), measured
 
     def statistics(self, image: Tensor) -> Statistics:
         with torch.inference_mode(), _memory_error(image):
-            return self._generator.statistics(self._input(image))
+            return self._generator.statistics(_channels_last(image))
 
     def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
         with torch.inference_mode(), _memory_error(image):
-            return self._generator.measure_next(self._input(image), before, interior)
+            return self._generator.measure_next(_channels_last(image), before, interior)
 
-    def _input(self, image: Tensor) -> Tensor:
-        return image.to(self._precision, memory_format=torch.channels_last)
+
+def _channels_last(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager
