@@ -533,7 +533,7 @@ def test_quiet_is_silent_but_for_errors(dped_live: Callable[..., Said]) -> None:
 def test_progress_is_lines_where_there_is_no_terminal(
     dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_LINE_EVERY", 0.0)
+    monkeypatch.setattr(cli, "LINE_EVERY", 0.0)
     clip("c.mp4", frames=30)
     said = dped_live("c.mp4")
     assert said.code == 0

@@ -94,7 +94,7 @@ def run_within(
 
 def test_every_frame_reaches_every_sink_in_order() -> None:
     source, sinks = CountingSource(200), [ListSink(), ListSink(delay=0.001)]
-    stats = run_within(10, source, AddOne(), sinks)
+    stats = run_within(60, source, AddOne(), sinks)
     assert isinstance(stats, Stats)
     assert (stats.read, stats.enhanced, stats.written, stats.interrupted) == (200, 200, [200, 200], False)
     for sink in sinks:
@@ -125,7 +125,7 @@ def test_a_failure_in_any_stage_ends_the_run_with_that_error(
     source.closed, sink.frames, sink.closed = 0, [], []
     other = ListSink()
     begin = time.monotonic()
-    error = run_within(10, source, enhancer, [sink, other] if bystander else [sink])
+    error = run_within(60, source, enhancer, [sink, other] if bystander else [sink])
     assert isinstance(error, InjectedError)
     assert str(error) == stage
     assert time.monotonic() - begin < 3
@@ -138,7 +138,7 @@ def test_a_failure_in_any_stage_ends_the_run_with_that_error(
 
 def test_the_first_of_two_errors_is_raised() -> None:
     sink = ListSink(fail_at=3, fail_close=True)
-    error = run_within(10, CountingSource(50), AddOne(), [sink])
+    error = run_within(60, CountingSource(50), AddOne(), [sink])
     # close() of a failing sink raises too; only DpedErrors are expected of it, and then noted.
     assert isinstance(error, InjectedError)
 
@@ -149,7 +149,7 @@ def test_a_dped_error_on_the_way_out_is_a_note_on_the_first_error() -> None:
             super().close(complete)
             raise OutputError("no trailer")
 
-    error = run_within(10, CountingSource(50), AddOne(), [Failing(fail_at=3)])
+    error = run_within(60, CountingSource(50), AddOne(), [Failing(fail_at=3)])
     assert isinstance(error, InjectedError)
     assert str(error) == "write"
     assert any("no trailer" in note for note in error.__notes__)
@@ -175,7 +175,7 @@ def test_an_enhancer_that_loses_a_frame_is_found_out() -> None:
                     yield frame
 
     sink = ListSink()
-    error = run_within(10, CountingSource(20), Loses(), [sink])
+    error = run_within(60, CountingSource(20), Loses(), [sink])
     assert isinstance(error, RuntimeError)
     assert "20 frames were read and 19 written" in str(error)
     assert sink.closed == [False]
