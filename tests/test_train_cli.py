@@ -102,6 +102,23 @@ def test_a_trained_model_is_judged_and_used(dped_live: Callable[..., Said]) -> N
     assert np.abs(shown[..., ::-1] - expected.permute(1, 2, 0).numpy()).max() < 1
 
 
+def test_the_light_kind_is_trained_tuned_and_used(dped_live: Callable[..., Said]) -> None:
+    light = [*TINY, "--shuffle", "2"]
+    assert dped_live("train", *light, "--out", "run", "--steps", "2").code == 0
+    assert weights.load("run/model.safetensors").shuffle == 2
+    assert dped_live("pairs/iphone/0.png", "--model", "run/model.safetensors", "-o", "out.png").code == 0
+    other = dped_live("train", *light, "--out", "run", "--steps", "4", "--resume", "--shuffle", "4")
+    assert other.code == 1
+    assert "another --shuffle (2, now 4)" in other.err
+    tuned = ["--out", "tuned", "--steps", "1", "--init", "run/model.safetensors"]
+    assert dped_live("train", *TINY, *tuned).code == 0
+    assert weights.load("tuned/model.safetensors").shuffle == 2
+    assert (
+        "has 2 shuffle; leave out --shuffle"
+        in dped_live("train", *TINY, *tuned[2:], "--out", "x", "--shuffle", "4").err
+    )
+
+
 def test_progress_without_a_terminal(dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dped_live.training.cli.LINE_EVERY", 0.0)
     said = dped_live("train", *TINY, "--out", "run", "--steps", "3")

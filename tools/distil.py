@@ -165,7 +165,7 @@ def main() -> None:
                 average.lerp_(parameter, 1 - min(0.998, step / (step + 20)))
         if progress >= told:
             told += 0.1
-            print(f"step {step}: loss {float(value):.4f}; {score(averaged, *judged)}", flush=True)
+            print(f"step {step}: loss {value.item():.4f}; {score(averaged, *judged)}", flush=True)
     how = {"recipe": "tools/distil.py", "teachers": "0.4 iphone, 0.4 resnet_8_32, 0.2 input", "steps": str(step)}
     weights.save(averaged, options.out, how)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} KB, step {step}; {score(averaged, *judged)}")

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -67,6 +66,13 @@ def _train_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--blocks", metavar="N", type=_whole(1, 999), help="residual blocks (default: 4, or those of --init)"
+    )
+    group.add_argument(
+        "--shuffle",
+        type=int,
+        choices=[1, 2, 4],
+        help="2 or 4: the light kind, which works on squares of so many pixels a side and changes the picture, not "
+        "makes it anew (default: 1, or that of --init)",
     )
 
     group = parser.add_argument_group("training")
@@ -228,7 +234,15 @@ def _train(arguments: list[str]) -> int:
         if features is None:
             tell("--content off: without VGG's features this is not the loss of the paper")
         pairs = find_pairs(options.data, options.phone, tell, options.hold_out)
+        if init:
+            for name in ("channels", "blocks", "shuffle"):
+                value = getattr(init, name)
+                if getattr(options, name) not in (None, value):
+                    raise TrainingError(f"{options.init} has {value} {name}; leave out --{name}")
         configuration = Configuration(
+            channels=init.channels if init else options.channels or 64,
+            blocks=init.blocks if init else options.blocks or 4,
+            shuffle=init.shuffle if init else options.shuffle or 1,
             phone=(pairs.train or pairs.test)[0].phone.parent.name,
             hold_out=options.hold_out,
             recipe=options.recipe,
@@ -242,13 +256,6 @@ def _train(arguments: list[str]) -> int:
             init=options.init,
             data=fingerprint(pairs),
         )
-        if init:
-            for name, value in (("channels", init.channels), ("blocks", init.blocks)):
-                if getattr(options, name) not in (None, value):
-                    raise TrainingError(f"{options.init} has {value} {name}; leave out --{name}")
-            configuration = replace(configuration, channels=init.channels, blocks=init.blocks)
-        else:
-            configuration = replace(configuration, channels=options.channels or 64, blocks=options.blocks or 4)
         precision = str(resolve_precision(options.precision, processes.device)).removeprefix("torch.")
         tell(f"{len(pairs.train)} pairs to train on, {len(pairs.test)} to test on; {processes.device}, {precision}")
         with (

@@ -26,6 +26,7 @@ class Configuration:
     learning_rate: float = 5e-4
     channels: int = 64
     blocks: int = 4
+    shuffle: int = 1
     patch: int = 100
     augment: bool = False
     seed: int = 0

@@ -66,7 +66,7 @@ def train(
     """Train a generator on pairs of pictures, and write the run's folder.
 
     features: what the content loss compares (vgg.load_features); None leaves this term out.
-    init: the generator to start from, of the configuration's channels and blocks; None starts from random values.
+    init: the generator to start from, of the configuration's kind and size; None starts from random values.
     processes: those that train together (processes.joined); the first alone writes, and calls notify and progress.
     resume: go on from the last checkpoint, on the CPU to the very bits that an uninterrupted run would have come to.
     evaluate_every: steps. The test set is measured, and a checkpoint written, before the first step, after every so
@@ -162,7 +162,7 @@ def _trainer(
     random = torch.Generator().manual_seed(configuration.seed)
     with torch.random.fork_rng(devices=[]):  # PyTorch draws values of its own, which are not used
         discriminator = Discriminator(configuration.patch)
-        generator = init or Generator(configuration.channels, configuration.blocks)
+        generator = init or Generator(configuration.channels, configuration.blocks, configuration.shuffle)
     initialise(discriminator, random)
     if generator is not init:
         initialise(generator, random)
