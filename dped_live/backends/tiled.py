@@ -32,9 +32,8 @@ process stays below 1.5 GB, and tiles cost no more than a tenth where the statis
 _PICTURE_BYTES = 48
 """Planned for each pixel beside the activations: RGB in float32 four times, as in the conversion from YUV."""
 
-_TILE_BYTES = 50_000_000
-"""No smaller tiles than for so many bytes of activations are planned: with 64 channels 405 pixels a side in bf16, and a
-halo of 18 is a sixth of the work, or 276 in fp32, and it is a quarter."""
+_TILE_BYTES = 20_000_000
+"""No smaller tiles than for so many bytes of activations are planned: with 64 channels 243 pixels a side in bf16."""
 
 _LEAST_SIDE = 64
 """No smaller tiles are tried where memory runs out nevertheless."""
