@@ -48,6 +48,9 @@ _FAR, _NEAR = 0.2, 0.05
 """Distance of statistics, at about 30 dB of agreement, up to which another picture is no reason to hurry, and that at
 which it is reached."""
 
+_SAME = 1e-4
+"""Distance up to which a measurement is the same again and its rounding is not followed: 96 dB of agreement."""
+
 _COVERED = 0.4
 """Contrast, of what it was, below which a new picture is no cut: something covers the lens."""
 
@@ -106,9 +109,10 @@ class LivePolicy:
         )
 
     def learn(self, measured: Statistics) -> None:
-        self._target = measured
         if self._statistics is None:
             self._statistics = measured
+        is_same = distance(measured, self._statistics) <= _SAME
+        self._target = self._statistics if is_same else measured
         self._until_measured = _INTERVALS[_ALWAYS]
 
     def _begin(self, frame: Frame, picture: np.ndarray, area: Area) -> Normalisation:
@@ -164,7 +168,8 @@ class LivePolicy:
         """Move by a share of the way."""
         assert self._statistics is not None
         assert self._target is not None
-        self._statistics = blend(self._statistics, self._target, share)
+        if self._target is not self._statistics:
+            self._statistics = blend(self._statistics, self._target, share)
         self._stands_for = self._stands_for + share * (picture - self._stands_for)
 
 

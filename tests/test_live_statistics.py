@@ -15,6 +15,7 @@ from dped_live.frame import PIXEL_FORMATS, Area, Frame, VideoFormat
 from dped_live.live_statistics import LivePolicy
 from dped_live.metrics import psnr
 from dped_live.scene_statistics import DARKEST, ExactPolicy, Policy
+from dped_live.statistics import Statistics
 
 from conftest import random_generator
 
@@ -68,6 +69,22 @@ def test_the_first_picture_is_exact_and_a_still_one_never_changes(backend: Backe
     results = enhance(backend, pictures)
     assert all(np.array_equal(result, results[0]) for result in results)
     assert agreement(backend, pictures[:1], 0) > 60
+
+
+def test_rounding_is_not_followed(backend: Backend) -> None:
+    """The same picture measured again, on other processors, differs in the last digits."""
+    policy = LivePolicy()
+    random = np.random.default_rng(0)
+    first = backend.statistics(torch.rand(1, 3, 20, 20))
+    for number, frame in enumerate(frames([scene(1)] * 80)):
+        plan = policy.normalisation(frame)
+        if plan.measured:
+            rounding = 1 + 1e-6 * random.standard_normal() if number else 1
+            policy.learn(Statistics(first.mean * rounding, first.variance * rounding))
+        if number:
+            assert plan.statistics is not None
+            assert torch.equal(plan.statistics.mean, first.mean)
+            assert torch.equal(plan.statistics.variance, first.variance)
 
 
 def test_what_passes_the_lens_changes_nothing(backend: Backend) -> None:

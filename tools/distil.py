@@ -1,21 +1,24 @@
 """Distil lite, the model that ships with dped-live, from DPED's networks and from pairs of pictures.
 
-    python tools/distil.py OUT.safetensors --pairs DIR --photos FOLDER [FOLDER ...] [--minutes 20]
-                           [--channels 32] [--blocks 2] [--shuffle 4] [--crops 2500] [--seed 0]
+    python tools/distil.py OUT.safetensors --pairs DIR --photos FOLDER [FOLDER ...] [--steps 30000]
+                           [--channels 32] [--blocks 3] [--shuffle 4] [--crops 5000] [--seed 0]
 
 DIR: dped/patches of the developers' data, or any folder with two folders of aligned 100x100 pictures, iphone and canon.
 Its last 50 pairs are only judged. The teacher is a mixture: 0.4 of the iphone network's picture, 0.4 of resnet_8_32's
 and 0.2 of the input: on the pairs it is nearer to the camera than either, and not as hard. It looks at crops of the
-photos, at several scales and in other light, as webcams and phones see, and at the training pairs, for which half of
-the target is the camera's picture. benchmarks/LITE.md has what was tried.
+photos, at several scales and in other light; what the student sees of them is also as a webcam sees: blurred, noisy,
+compressed. And it looks at the training pairs, for which half of the target is the camera's picture. The same seed,
+torch and processor give the same weights. benchmarks/LITE.md has what was tried, and how long it takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -34,6 +37,9 @@ from dped_live.training.pairs import Pair, find_pairs, read_pair
 SIDE = 100
 BATCH, OF_PAIRS = 16, 4
 LEARNING_RATE = 2e-3
+SCALES = ((0.3, 3), (0.3, 2), (0.3, 2), (0.15, 1))
+"""Weight of the structure, and distance of its windows, in the picture and in its halves, quarters and eighths."""
+
 TEACHERS = {"iphone": 0.4, "resnet_8_32": 0.4}
 HELD_OUT = 50
 SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -46,24 +52,42 @@ def read_photos(folders: list[Path]) -> list[np.ndarray]:
 
 
 def crops(photos: list[np.ndarray], count: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Float32 (SIDE, SIDE, 3) in 0..255: parts of photos, of large ones more, as worse cameras see them."""
+    """Float32 (SIDE, SIDE, 3) in 0..255: parts of photos, of large ones more, in other light."""
     areas = np.array([photo.shape[0] * photo.shape[1] for photo in photos], float)
     for number in random.choice(len(photos), count, p=areas / areas.sum()):
         photo = photos[number]
-        side = min(int(random.choice([SIDE, SIDE, 160, 240])), *photo.shape[:2])
+        side = min(int(random.choice([70, SIDE, SIDE, 160, 240])), *photo.shape[:2])
         top, left = (random.integers(length - side + 1) for length in photo.shape[:2])
-        crop = cv2.resize(photo[top : top + side, left : left + side], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        interpolation = cv2.INTER_AREA if side >= SIDE else cv2.INTER_CUBIC
+        crop = cv2.resize(photo[top : top + side, left : left + side], (SIDE, SIDE), interpolation=interpolation)
         picture = crop.astype(np.float32)
         if random.random() < 0.5:
             picture *= 2 ** random.uniform(-1, 0.4)  # exposure
-        if random.random() < 0.5:
-            picture *= random.uniform(0.88, 1.12, 3)  # white balance
+        if random.random() < 0.1:
+            picture[:] = picture.mean(2, keepdims=True)  # grey has to stay grey
+        elif random.random() < 0.5:
+            picture *= random.uniform(0.88, 1.12, 3).astype(np.float32)  # white balance
         if random.random() < 0.4:
             mean = picture.mean((0, 1))
             picture = mean + (picture - mean) * random.uniform(0.5, 1)  # haze
-        if random.random() < 0.5:
-            picture = picture + random.normal(0, random.uniform(0, 3), picture.shape)
-        yield picture.astype(np.float32)
+        yield picture.astype(np.float32).clip(0, 255)
+
+
+def seen_by_a_webcam(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A crop with what cheap lenses, sensors and encoders do to it; uint8."""
+    grey = np.ptp(picture, axis=2).max() == 0
+    if random.random() < 0.3:
+        picture = cv2.GaussianBlur(picture, (0, 0), random.uniform(0.3, 0.7))
+    if random.random() < 0.5:
+        noise = random.normal(0, random.uniform(0, 3), picture.shape)
+        picture = picture + (noise[..., :1] if grey else noise)
+    seen = (picture + 0.5).clip(0, 255).astype(np.uint8)
+    if random.random() < 0.3:
+        encoded = cv2.imencode(".jpg", seen, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(60, 96))])[1]
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert decoded is not None
+        seen = decoded.astype(np.uint8)
+    return seen
 
 
 def stacked(pairs: list[Pair]) -> tuple[Tensor, Tensor]:
@@ -82,23 +106,20 @@ def taught(pictures: Tensor) -> Tensor:
     return result
 
 
-def unlikeness(a: Tensor, b: Tensor) -> Tensor:
-    """1 - structural similarity (Wang et al. 2004), in windows of 7x7 pixels."""
-    window = torch.ones(3, 1, 7, 7) / 49
-
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(x, window, groups=3)
-
-    ma, mb = mean(a), mean(b)
-    va, vb, covariance = mean(a * a) - ma * ma, mean(b * b) - mb * mb, mean(a * b) - ma * mb
+def unlikeness(a: Tensor, b: Tensor, step: int) -> Tensor:
+    """1 - structural similarity (Wang et al. 2004), in windows of 8x8 pixels, `step` pixels apart."""
+    ma, mb, maa, mbb, mab = (F.avg_pool2d(x, 8, step) for x in (a, b, a * a, b * b, a * b))
+    va, vb, covariance = maa - ma * ma, mbb - mb * mb, mab - ma * mb
     luminance = (2 * ma * mb + 1e-4) / (ma * ma + mb * mb + 1e-4)
     return 1 - (luminance * (2 * covariance + 9e-4) / (va + vb + 9e-4)).mean()
 
 
 def loss(picture: Tensor, target: Tensor) -> Tensor:
     total = F.l1_loss(picture, target) + 2 * F.mse_loss(picture, target)
-    for scale, share in ((1, 0.25), (2, 0.25), (4, 0.1)):
-        total = total + share * unlikeness(F.avg_pool2d(picture, scale), F.avg_pool2d(target, scale))
+    for scale, (share, step) in enumerate(SCALES):
+        if scale:
+            picture, target = F.avg_pool2d(picture, 2), F.avg_pool2d(target, 2)
+        total = total + share * unlikeness(picture, target, step)
     return total
 
 
@@ -117,58 +138,83 @@ def score(student: Generator, phone: Tensor, camera: Tensor) -> str:
     return f"PSNR {psnr:.2f} dB (mean of {len(phone)} pictures), MS-SSIM {ms_ssim_of_original(enhanced, camera):.4f}"
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What the student sees, and what it is to make of it: float32 (N, 3, SIDE, SIDE). The first are of pairs."""
+
+    seen: Tensor
+    targets: Tensor
+    pairs: int
+
+
+def prepare(pairs: list[Pair], parts: list[np.ndarray], random: np.random.Generator) -> Lesson:
+    """parts: of photos, as `crops` makes them."""
+    phone, camera = stacked(pairs)
+    of_pairs = taught(phone).lerp_(camera, 0.5)
+    of_parts = taught(torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2) / 255)
+    seen = np.stack([seen_by_a_webcam(part, random) for part in parts])
+    return Lesson(
+        torch.cat((phone, torch.from_numpy(seen).permute(0, 3, 1, 2) / 255)),
+        torch.cat((of_pairs, of_parts)),
+        len(pairs),
+    )
+
+
+def teach(
+    student: Generator, lesson: Lesson, steps: int, random: np.random.Generator, judged: tuple[Tensor, Tensor]
+) -> Generator:
+    """The running mean of the student's weights."""
+    for parameter in student.last.parameters():
+        torch.nn.init.zeros_(parameter)  # it begins with no change
+    averaged = copy.deepcopy(student).requires_grad_(False)
+    adam = torch.optim.Adam(student.parameters())
+    begin = time.monotonic()
+    for step in range(steps):
+        for group in adam.param_groups:
+            cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
+            group["lr"] = LEARNING_RATE * cosine * min(1, (step + 1) / 50) + 1e-5
+        chosen = np.r_[
+            random.integers(lesson.pairs, size=OF_PAIRS), random.integers(len(lesson.seen), size=BATCH - OF_PAIRS)
+        ]
+        turn = int(random.integers(8))
+        with torch.autocast("cpu", torch.bfloat16):
+            enhanced = student(turned(lesson.seen[chosen], turn))
+        value = loss(enhanced.float(), turned(lesson.targets[chosen], turn))
+        adam.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        with torch.no_grad():
+            for average, parameter in zip(averaged.parameters(), student.parameters(), strict=True):
+                average.lerp_(parameter, 1 - min(0.999, (step + 1) / (step + 20)))
+        if step % (steps // 20) == 0:
+            minutes = (time.monotonic() - begin) / 60
+            print(f"step {step}, {minutes:.0f} min: loss {value.item():.4f}; {score(averaged, *judged)}", flush=True)
+    return averaged
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--photos", type=Path, nargs="+", required=True)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--steps", type=int, default=30000)
     parser.add_argument("--channels", type=int, default=32)
-    parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--shuffle", type=int, default=4)
-    parser.add_argument("--crops", type=int, default=2500)
+    parser.add_argument("--crops", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    pairs = find_pairs(options.pairs, "iphone", print, HELD_OUT)
-    phone, camera = stacked(pairs.train)
-    judged = stacked(pairs.test)
-    random = np.random.default_rng(options.seed)
-    parts = np.stack(list(crops(read_photos(options.photos), options.crops, random)))
-    pictures = torch.cat((phone, torch.from_numpy(parts).permute(0, 3, 1, 2).clamp(0, 255).round() / 255))
-    targets = taught(pictures)
-    targets[: len(phone)].lerp_(camera, 0.5)
-    print(f"{len(pictures)} pictures with their targets")
-
     torch.manual_seed(options.seed)
+    random = np.random.default_rng(options.seed)
+    pairs = find_pairs(options.pairs, "iphone", print, HELD_OUT)
+    lesson = prepare(pairs.train, list(crops(read_photos(options.photos), options.crops, random)), random)
+    print(f"{len(lesson.seen)} pictures with their targets", flush=True)
     student = Generator(options.channels, options.blocks, options.shuffle)
-    for parameter in student.last.parameters():
-        torch.nn.init.zeros_(parameter)  # it begins with no change
-    averaged = Generator(options.channels, options.blocks, options.shuffle).requires_grad_(False)
-    averaged.load_state_dict(student.state_dict())
-    adam = torch.optim.Adam(student.parameters())
-    begin, step, told = time.monotonic(), 0, 0.0
-    while (progress := (time.monotonic() - begin) / (60 * options.minutes)) < 1:
-        for group in adam.param_groups:
-            group["lr"] = LEARNING_RATE * (0.5 + 0.5 * math.cos(math.pi * progress)) * min(1, (step + 1) / 50) + 1e-5
-        chosen = np.r_[
-            random.integers(len(phone), size=OF_PAIRS), random.integers(len(pictures), size=BATCH - OF_PAIRS)
-        ]
-        turn = int(random.integers(8))
-        value = loss(student(turned(pictures[chosen], turn)), turned(targets[chosen], turn))
-        adam.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-        step += 1
-        with torch.no_grad():
-            for average, parameter in zip(averaged.parameters(), student.parameters(), strict=True):
-                average.lerp_(parameter, 1 - min(0.998, step / (step + 20)))
-        if progress >= told:
-            told += 0.1
-            print(f"step {step}: loss {value.item():.4f}; {score(averaged, *judged)}", flush=True)
-    how = {"recipe": "tools/distil.py", "teachers": "0.4 iphone, 0.4 resnet_8_32, 0.2 input", "steps": str(step)}
-    weights.save(averaged, options.out, how)
-    print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} KB, step {step}; {score(averaged, *judged)}")
+    averaged = teach(student, lesson, options.steps, random, stacked(pairs.test))
+    how = {"recipe": "tools/distil.py", "teachers": "0.4 iphone, 0.4 resnet_8_32, 0.2 input"}
+    weights.save(averaged, options.out, {**how, "steps": str(options.steps), "seed": str(options.seed)})
+    print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} KB; {score(averaged, *stacked(pairs.test))}")
 
 
 if __name__ == "__main__":
