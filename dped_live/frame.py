@@ -99,6 +99,7 @@ class Frame:
     again, and whoever receives it only reads.
     pts: presentation time in seconds, exact, a multiple of format.time_base; duration likewise, None if unknown.
     alpha: (H, W) of the planes' type, or None; carried beside the colours and never enhanced.
+    captured_at: when a camera gave it, on the clock of time.monotonic(); None for files.
     """
 
     planes: tuple[np.ndarray, ...]
@@ -106,6 +107,7 @@ class Frame:
     pts: Fraction = Fraction(0)
     duration: Fraction | None = None
     alpha: np.ndarray | None = None
+    captured_at: float | None = None
 
     @property
     def whole(self) -> Area:

@@ -13,7 +13,19 @@ PACKAGE = Path(__file__).parents[1] / "dped_live"
 
 LAYERS = [
     {"errors", "frame"},
-    {"photo", "partial", "channel", "borders", "color", "metrics", "scenes", "staging", "statistics", "tensor_bundle"},
+    {
+        "live_state",
+        "photo",
+        "partial",
+        "channel",
+        "borders",
+        "color",
+        "metrics",
+        "scenes",
+        "staging",
+        "statistics",
+        "tensor_bundle",
+    },
     {"generator"},
     {"weights", "backends", "sources", "sinks"},
     {"scene_statistics"},
