@@ -50,12 +50,16 @@ def to_rgb(planes: Sequence[Tensor], fmt: VideoFormat) -> Tensor:
     cb, cr = (_upsample((plane.float() - chroma_offset) / chroma_scale, fmt) for plane in (planes[1], planes[2]))
     kr, kb = _LUMA[fmt.matrix]
     for rows in _rows(rgb):
-        y = (planes[0][rows].float() - luma_offset) / luma_scale
-        r = y + 2 * (1 - kr) * cr[rows]
-        b = y + 2 * (1 - kb) * cb[rows]
-        g = (y - kr * r - kb * b) / (1 - kr - kb)
-        torch.stack((r, g, b), out=rgb[0, :, rows])
-    return rgb.clamp_(0, 1)
+        # Into the result and in place: on a CPU the time goes into memory.
+        r, g, b = rgb[0, :, rows]
+        y = planes[0][rows].float().sub_(luma_offset).div_(luma_scale)
+        torch.add(y, cr[rows], alpha=2 * (1 - kr), out=r)
+        torch.add(y, cb[rows], alpha=2 * (1 - kb), out=b)
+        # kr R + kg G + kb B = Y, solved for G.
+        torch.add(y, cr[rows], alpha=-2 * (1 - kr) * kr / (1 - kr - kb), out=g)
+        g.add_(cb[rows], alpha=-2 * (1 - kb) * kb / (1 - kr - kb))
+        rgb[0, :, rows].clamp_(0, 1)
+    return rgb
 
 
 def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
@@ -77,15 +81,16 @@ def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
     differences = [torch.empty(luma.shape, device=rgb.device) for _ in range(2 if pixel.kind == "yuv" else 0)]
     for rows in _rows(rgb):
         r, g, b = rgb[0, :, rows].clamp(0, 1)
-        y = kr * r + (1 - kr - kb) * g + kb * b
-        luma[rows] = _quantise(y * luma_scale + luma_offset, pixel)
+        y = (kr * r).add_(g, alpha=1 - kr - kb).add_(b, alpha=kb)
         if differences:
-            differences[0][rows] = (b - y) / (2 * (1 - kb))
-            differences[1][rows] = (r - y) / (2 * (1 - kr))
+            torch.sub(b, y, out=differences[0][rows])
+            torch.sub(r, y, out=differences[1][rows])
+        luma[rows] = _quantise(y.mul_(luma_scale).add_(luma_offset), pixel)
     planes = [luma]
-    while differences:
-        chroma = _downsample(differences.pop(0), fmt)
-        planes.append(_quantise(chroma * chroma_scale + chroma_offset, pixel))
+    for k in (kb, kr):
+        if differences:
+            chroma = _downsample(differences.pop(0), fmt)
+            planes.append(_quantise(chroma.mul_(chroma_scale / (2 * (1 - k))).add_(chroma_offset), pixel))
     return planes
 
 
@@ -112,7 +117,8 @@ def _range(fmt: VideoFormat) -> tuple[float, float, float, float]:
 
 
 def _quantise(values: Tensor, pixel: PixelFormat) -> Tensor:
-    values = values.add(0.5).clamp_(0, _maximum(pixel))
+    """Overwrites the values."""
+    values = values.add_(0.5).clamp_(0, _maximum(pixel))
     return values.to(torch.uint8 if pixel.depth == 8 else torch.uint16).contiguous()
 
 
@@ -125,9 +131,9 @@ def _upsample(chroma: Tensor, fmt: VideoFormat) -> Tensor:
     """Linear interpolation of a chroma plane (h, w) to the size of luma."""
     cosited_x, cosited_y = _cosited(fmt.chroma_location)
     if fmt.pixel_format.chroma_shift_y:
-        chroma = _double_columns(chroma.T, cosited_y)[:, : fmt.height].T
+        chroma = _double(chroma, 0, cosited_y)[: fmt.height]
     if fmt.pixel_format.chroma_shift_x:
-        chroma = _double_columns(chroma, cosited_x)[:, : fmt.width]
+        chroma = _double(chroma, 1, cosited_x)[:, : fmt.width]
     return chroma
 
 
@@ -141,15 +147,23 @@ def _downsample(chroma: Tensor, fmt: VideoFormat) -> Tensor:
     return chroma
 
 
-def _double_columns(x: Tensor, cosited: bool) -> Tensor:
-    """(h, w) -> (h, 2w) by linear interpolation, the border repeated."""
-    after = torch.cat((x[:, 1:], x[:, -1:]), dim=1)
+def _double(x: Tensor, axis: int, cosited: bool) -> Tensor:
+    """(h, w) -> (2h, w) for axis 0, (h, 2w) for 1, by linear interpolation, the border repeated."""
+    length = x.shape[axis]
+    shape = [*x.shape[: axis + 1], 2, *x.shape[axis + 1 :]]
+    doubled = x.new_empty(shape)
+    even, odd = doubled.unbind(axis + 1)
+    first, last = x.narrow(axis, 0, 1), x.narrow(axis, length - 1, 1)
+    here, after = x.narrow(axis, 0, length - 1), x.narrow(axis, 1, length - 1)
+    weight = 0.5 if cosited else 0.25
+    torch.lerp(here, after, weight, out=odd.narrow(axis, 0, length - 1))
+    odd.narrow(axis, length - 1, 1).copy_(last)
     if cosited:
-        even, odd = x, (x + after) / 2
+        even.copy_(x)
     else:
-        before = torch.cat((x[:, :1], x[:, :-1]), dim=1)
-        even, odd = 0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after
-    return torch.stack((even, odd), dim=2).flatten(1)
+        torch.lerp(after, here, weight, out=even.narrow(axis, 1, length - 1))
+        even.narrow(axis, 0, 1).copy_(first)
+    return doubled.flatten(axis, axis + 1)
 
 
 def _halve_columns(x: Tensor, cosited: bool) -> Tensor:

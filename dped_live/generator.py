@@ -48,6 +48,31 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.clamp_min(0).float()
 
 
+_ROW_OF_SQUARE = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
+"""A type of so many bytes. Moving the pixels of a square's row as one is five to twenty times as fast on a CPU; no
+gradient goes through it."""
+
+
+def _squares_to_channels(image: Tensor, side: int) -> Tensor:
+    """F.pixel_unshuffle; channels-last where no gradients are recorded. Whole squares only."""
+    if torch.is_grad_enabled():
+        return F.pixel_unshuffle(image, side)
+    count, channels, height, width = image.shape
+    rows = image.flatten().view(_ROW_OF_SQUARE[side * image.itemsize])
+    rows = rows.view(count, channels, height // side, side, width // side).permute(0, 2, 4, 1, 3).flatten()
+    return rows.view(image.dtype).view(count, height // side, width // side, channels * side**2).permute(0, 3, 1, 2)
+
+
+def _channels_to_squares(x: Tensor, side: int) -> Tensor:
+    """F.pixel_shuffle."""
+    if torch.is_grad_enabled():
+        return F.pixel_shuffle(x, side)
+    count, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).flatten().view(_ROW_OF_SQUARE[side * x.itemsize])
+    rows = rows.view(count, height, width, channels // side**2, side).permute(0, 3, 1, 4, 2).flatten()
+    return rows.view(x.dtype).view(count, channels // side**2, height * side, width * side)
+
+
 class Generator(nn.Module):
     """RGB picture in, enhanced RGB picture out.
 
@@ -181,14 +206,15 @@ class Generator(nn.Module):
         if self.shuffle == 1:
             return F.relu(self.first(image))
         height, width = image.shape[2:]
-        # Whole squares: the last row and column are repeated.
-        whole = F.pad(image, (0, -width % self.shuffle, 0, -height % self.shuffle), mode="replicate")
-        return F.relu(self.first(F.pixel_unshuffle(whole, self.shuffle)))
+        if height % self.shuffle or width % self.shuffle:
+            # Whole squares: the last row and column are repeated.
+            image = F.pad(image, (0, -width % self.shuffle, 0, -height % self.shuffle), mode="replicate")
+        return F.relu(self.first(_squares_to_channels(image, self.shuffle)))
 
     def _finish(self, x: Tensor, image: Tensor) -> Tensor:
         for convolution in self.tail:
             x = F.relu(convolution(x))
         if self.shuffle == 1:
             return torch.tanh(self.last(x)) * TANH_SCALE + TANH_OFFSET
-        change = F.pixel_shuffle(self.last(x), self.shuffle)
+        change = _channels_to_squares(self.last(x), self.shuffle)
         return image + change[:, :, : image.shape[2], : image.shape[3]]

@@ -36,27 +36,27 @@ class TorchModuleBackend:
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         with torch.inference_mode(), _memory_error(image):
-            enhanced: Tensor = self._generator.forward(_channels_last(image), statistics)
+            enhanced: Tensor = self._generator.forward(self._laid_out(image), statistics)
             return enhanced.float() if out is None else out.copy_(enhanced)
 
     def measure(
         self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
     ) -> tuple[Tensor, Statistics]:
         with torch.inference_mode(), _memory_error(image):
-            enhanced, measured = self._generator.measure(_channels_last(image), statistics, interior)
+            enhanced, measured = self._generator.measure(self._laid_out(image), statistics, interior)
             return enhanced.float(), measured
 
     def statistics(self, image: Tensor) -> Statistics:
         with torch.inference_mode(), _memory_error(image):
-            return self._generator.statistics(_channels_last(image))
+            return self._generator.statistics(self._laid_out(image))
 
     def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
         with torch.inference_mode(), _memory_error(image):
-            return self._generator.measure_next(_channels_last(image), before, interior)
+            return self._generator.measure_next(self._laid_out(image), before, interior)
 
-
-def _channels_last(image: Tensor) -> Tensor:
-    return image.contiguous(memory_format=torch.channels_last)
+    def _laid_out(self, image: Tensor) -> Tensor:
+        """As the first convolution wants it; the light kind makes its own of it."""
+        return image if self._generator.shuffle > 1 else image.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager

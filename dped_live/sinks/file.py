@@ -19,7 +19,7 @@ from dped_live.frame import PIXEL_FORMATS, Frame, Matrix, VideoFormat
 from dped_live.partial import PartialFile
 
 _QUALITY: dict[str, dict[str, str]] = {
-    "libx264": {"crf": "18", "preset": "medium"},
+    "libx264": {"crf": "17", "preset": "veryfast"},
     "libx265": {"crf": "20", "preset": "medium", "x265-params": "log-level=error"},
     "libsvtav1": {"crf": "24", "preset": "8"},
     "libvpx-vp9": {"crf": "24", "b:v": "0", "row-mt": "1", "deadline": "good", "cpu-used": "2"},
