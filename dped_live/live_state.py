@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Protocol
@@ -38,11 +39,11 @@ class Controls:
     mirror: bool = False
     paused: bool = False
     model: str = ""
-    requests: tuple[Request, ...] = ()
+    requests: deque[Request] = field(default_factory=deque)
 
     def ask(self, request: Request) -> None:
         """Ask for something that is done once: end the run, save a screenshot, begin or end a recording."""
-        self.requests += (request,)
+        self.requests.append(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +82,21 @@ class LiveStats:
 class LiveSink(Protocol):
     """An output of a live run. Used by one thread: a thread of its own, or if `on_main_thread` the program's first.
 
-    name: for people: "window", "/dev/video2", "http://127.0.0.1:8080". seconds_between: how often it wants a picture,
-    be there a new one or not; None: each new one, and at least twice a second the last one again.
-    capacity: how many pictures may wait for it; the oldest is dropped where there are more.
+    name: for people: "window", "/dev/video2", "http://127.0.0.1:8080".
+    steady: it gets a picture every `seconds_between`, new or not. Else it gets each new one at once, and the last one
+    again after so many seconds without.
+    capacity: how many pictures may wait for it; the oldest is dropped where there are more. notice: what is wrong with
+    it at present, one line; read by any thread.
     """
 
     name: str
     on_main_thread: bool
-    seconds_between: float | None
+    steady: bool
+    seconds_between: float
     capacity: int
+
+    @property
+    def notice(self) -> str | None: ...
 
     def write(self, picture: LivePicture, stats: LiveStats) -> None:
         """Show, send or save. Raises OutputError if this output cannot go on; the others will."""
