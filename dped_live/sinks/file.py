@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -31,6 +32,11 @@ _OF_THE_DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC
 
 _PRIMING = Fraction(1, 10)
 """Seconds of sound before the first that is heard: AAC needs up to three packets (64 ms) to start up."""
+
+_IN_FRAGMENTS = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "500000"}
+_CRASH_SAFE = {"mp4": _IN_FRAGMENTS, "mov": _IN_FRAGMENTS, "matroska": {"cluster_time_limit": "500"}}
+"""By container: what half a second (500,000 us) needs to be played by itself. An MP4 that is finished is an ordinary
+one."""
 
 _H273: dict[Matrix, int] = {"bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "bt2020": 9}
 
@@ -54,6 +60,18 @@ class Companion:
     path: Path
     start: Fraction
     audio: bool = True
+
+
+class LiveSound(Protocol):
+    """Sound that is encoded while it comes."""
+
+    def add_to(self, container: av.container.OutputContainer) -> av.AudioStream:
+        """Called once, before the first packet is asked for."""
+        ...
+
+    def next_packet(self) -> av.Packet[av.AudioStream] | None:
+        """The oldest that was not taken yet; None if there is none yet."""
+        ...
 
 
 def encoded_format(source: VideoFormat, codec: str) -> VideoFormat:
@@ -87,11 +105,29 @@ def encoded_format(source: VideoFormat, codec: str) -> VideoFormat:
     return target
 
 
+def configure(context: av.VideoCodecContext, fmt: VideoFormat) -> None:
+    """Tell an encoder what it will be given, and what to say of it."""
+    context.width, context.height = fmt.width, fmt.height
+    context.pix_fmt = fmt.pixel_format.name
+    context.time_base = fmt.time_base
+    # Without it FFmpeg throws away the duration of each frame, and the last one's is lost.
+    context.flags |= av.codec.context.Flags.frame_duration
+    context.colorspace = _H273[fmt.matrix]
+    context.color_range = 2 if fmt.full_range else 1
+    context.color_primaries = fmt.primaries
+    context.color_trc = fmt.transfer
+    context.sample_aspect_ratio = fmt.sample_aspect_ratio
+
+
 class FileSink:
     """A video file, written under a temporary name and renamed when complete.
 
     path: the suffix names the container. fmt: of every frame that will be written. frame_rate: a hint for the
     encoder; each frame keeps its own time. Frames that do not move forward in time are moved on by one tick.
+    sound: instead of a companion's.
+    crash_safe: what is under the temporary name can be played at any moment, up to the last second or so (the half
+    second that is being collected, and what the encoder has not given yet), with a keyframe every two seconds;
+    MP4, MOV and Matroska only.
     `notes` and `kept` may be read after close(): what a user should know, and where an incomplete file was left.
 
     Raises OutputError. Used by one thread at a time.
@@ -105,6 +141,8 @@ class FileSink:
         encoding: Encoding,
         companion: Companion | None = None,
         overwrite: bool = False,
+        sound: LiveSound | None = None,
+        crash_safe: bool = False,
     ) -> None:
         self.notes: list[str] = []
         self.kept: Path | None = None
@@ -117,13 +155,13 @@ class FileSink:
         self._partial = PartialFile(path, overwrite)
         self._input: av.container.InputContainer | None = None
         try:
-            self._open(frame_rate, encoding)
+            self._open(frame_rate, encoding, sound, crash_safe)
         except BaseException:
             self._release()
             self._partial.discard()
             raise
 
-    def _open(self, frame_rate: Fraction, encoding: Encoding) -> None:
+    def _open(self, frame_rate: Fraction, encoding: Encoding, sound: LiveSound | None, crash_safe: bool) -> None:
         path = self._path
         try:
             self._container = av.open(f"file:{self._partial.path}", "w", metadata_errors="surrogateescape")
@@ -143,12 +181,18 @@ class FileSink:
         if not isinstance(stream, av.VideoStream):
             raise OutputError(f"{encoding.codec} is no encoder for video; try --codec {', '.join(_QUALITY)}")
         self._video = stream
-        self._configure_video()
+        configure(self._video.codec_context, self._format)
+        if self._format.display_matrix is not None:
+            self._video.set_display_matrix(self._format.display_matrix)
         self._audio_out: av.AudioStream | None = None
-        self._audio_packets: Iterator[av.Packet[av.AudioStream]] = iter(())
+        self._next_audio: Callable[[], av.Packet[av.AudioStream] | None] = lambda: None
         if self._companion is not None:
             self._open_companion(self._companion)
-        self._pending = next(self._audio_packets, None)
+        if sound is not None:
+            self._audio_out, self._next_audio = sound.add_to(self._container), sound.next_packet
+        self._pending = self._next_audio()
+        if crash_safe:
+            self._make_crash_safe(frame_rate)
         self._container.container_options["movie_timescale"] = str(self._movie_clock())
         try:
             # Explicitly: if writing the header failed inside mux(), the next mux() would crash the process.
@@ -156,28 +200,22 @@ class FileSink:
         except (av.FFmpegError, OSError, ValueError) as error:
             if getattr(error, "errno", None) in _OF_THE_DISK:
                 raise OutputError(f"{path}: {_reason(error)}") from error
-            sound = "" if self._audio_out is None else f" with {self._audio_out.codec_context.name} sound"
+            with_sound = "" if self._audio_out is None else f" with {self._audio_out.codec_context.name} sound"
             tuned = encoding.crf is not None or encoding.preset is not None
             raise OutputError(
-                f"{path}: a {path.suffix} file of {encoding.codec}{sound} at {self._format.width}x"
+                f"{path}: a {path.suffix} file of {encoding.codec}{with_sound} at {self._format.width}x"
                 f"{self._format.height} cannot be made ({_reason(error)}); "
                 f"{'check --crf and --preset' if tuned else 'try a .mkv, or another --codec'}"
             ) from error
 
-    def _configure_video(self) -> None:
-        fmt, context = self._format, self._video.codec_context
-        context.width, context.height = fmt.width, fmt.height
-        context.pix_fmt = fmt.pixel_format.name
-        context.time_base = fmt.time_base
-        # Without it FFmpeg throws away the duration of each frame, and the last one's is lost.
-        context.flags |= av.codec.context.Flags.frame_duration
-        context.colorspace = _H273[fmt.matrix]
-        context.color_range = 2 if fmt.full_range else 1
-        context.color_primaries = fmt.primaries
-        context.color_trc = fmt.transfer
-        context.sample_aspect_ratio = fmt.sample_aspect_ratio
-        if fmt.display_matrix is not None:
-            self._video.set_display_matrix(fmt.display_matrix)
+    def _make_crash_safe(self, frame_rate: Fraction) -> None:
+        options = _CRASH_SAFE.get(self._container.format.name)
+        if options is None:
+            raise OutputError(f"{self._path}: only a .mp4, .mov or .mkv file survives a crash; record to one of these")
+        self._container.container_options.update(options)
+        # FFmpeg would keep the last quarter of a megabyte, and wait ten seconds for sound that does not come.
+        self._container.container_options.update({"flush_packets": "1", "max_interleave_delta": "1000000"})
+        self._video.codec_context.gop_size = round(2 * frame_rate)
 
     def _movie_clock(self) -> int:
         """Ticks a second in which an MP4 or MOV says where a stream begins (by default only 1000; rounded down).
@@ -208,7 +246,7 @@ class FileSink:
             self.notes.append(f"the sound ({name}) cannot go into a {self._path.suffix} file and is left out")
             return
         self._audio_out.metadata.update(_carried(source.metadata))
-        self._audio_packets = self._copied(self._input, source, self._audio_out)
+        self._next_audio = partial(next, self._copied(self._input, source, self._audio_out), None)
 
     def _copied(
         self, container: av.container.InputContainer, source: av.AudioStream, target: av.AudioStream
@@ -277,12 +315,14 @@ class FileSink:
 
     def _copy_audio(self, until: Fraction | None) -> None:
         """Sound up to a time in seconds; to the end if None. Keeps the streams interleaved in the file."""
+        if self._pending is None:
+            self._pending = self._next_audio()
         while self._pending is not None:
             packet = self._pending
             if until is not None and _time(packet) > until:
                 return
             self._container.mux(packet)
-            self._pending = next(self._audio_packets, None)
+            self._pending = self._next_audio()
 
     def _release(self) -> None:
         if self._input is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from PIL import Image, TiffTags
 from PIL.ExifTags import Base
 
 from dped_live.errors import OutputError
-from dped_live.frame import Frame
+from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
 from dped_live.partial import PartialFile
 from dped_live.photo import PHOTO_TAGS, Photo
 
@@ -50,6 +51,15 @@ def write_photo(photo: Photo, path: Path, *, overwrite: bool = False, quality: i
         raise OutputError(f"{path}: {error.strerror}; nothing is written") from error
     partial.publish()
     return tuple(notes)
+
+
+def save_screenshot(picture: np.ndarray, folder: Path) -> Path:
+    """Write a picture (H, W, 3), RGB, uint8, as dped-live_DATE_TIME.png, and return its path. Raises OutputError."""
+    height, width, _ = picture.shape
+    path = folder / f"dped-live_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}.png"
+    frame = Frame((picture,), VideoFormat(width, height, PIXEL_FORMATS["rgb24"]))
+    write_photo(Photo(frame), path)
+    return path
 
 
 def _jpeg(photo: Photo, quality: int, notes: list[str]) -> bytes:
