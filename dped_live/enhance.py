@@ -24,7 +24,7 @@ class Enhancer:
 
     output: the pixel format, matrix and range of the frames that come out; size, times and everything else follow
     the frames that go in. policy: what normalises each frame.
-    strength: 0 gives the input, 1 the network's output, linear in between in RGB.
+    strength: 0 gives the input, 1 the network's output, linear in between in RGB; may be changed between frames.
     before_after: the picture before and after side by side, as a viewer sees them (the original's second picture).
 
     Not thread-safe: one thread uses it at a time.
@@ -43,7 +43,7 @@ class Enhancer:
         self._backend = backend
         self._output = output
         self._policy = policy
-        self._strength = strength
+        self.strength = strength
         self._before_after = before_after
         self._staging = Staging(backend.device)
 
@@ -71,7 +71,7 @@ class Enhancer:
 
     def _enhanced(self, frame: Frame, plan: Normalisation) -> Tensor | None:
         """The frame as RGB, enhanced as much as it is to be; None where it stays as it is."""
-        strength = self._strength * plan.weight
+        strength = self.strength * plan.weight
         if strength == 0 and not plan.measured:
             return None
         picture = picture_of(frame, plan.area, self._staging)

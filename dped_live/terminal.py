@@ -28,10 +28,11 @@ def ignore(_line: str) -> None:
 
 
 class Interrupt:
-    """Handles SIGINT: the first time it is noted, the second time the program leaves at once."""
+    """Handles SIGINT and SIGTERM: the first time it is noted, the second time the program leaves at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_time: str) -> None:
         self._asked = False
+        self._first_time = first_time
 
     def asked(self) -> bool:
         return self._asked
@@ -40,18 +41,22 @@ class Interrupt:
         if self._asked:
             os._exit(130)
         self._asked = True
-        say("finishing what is begun; Ctrl-C again leaves at once")
+        say(self._first_time)
 
 
 @contextmanager
-def interruptible() -> Iterator[Interrupt]:
-    """While this lasts, Ctrl-C asks the Interrupt instead of raising KeyboardInterrupt."""
-    interrupt = Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt)
+def interruptible(first_time: str = "finishing what is begun; Ctrl-C again leaves at once") -> Iterator[Interrupt]:
+    """While this lasts, Ctrl-C, or `kill`, asks the Interrupt instead of raising KeyboardInterrupt.
+
+    first_time: what it then says.
+    """
+    interrupt = Interrupt(first_time)
+    before = [(number, signal.signal(number, interrupt)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def clock(seconds: float) -> str:

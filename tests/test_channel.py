@@ -1,4 +1,4 @@
-"""The hand-off between two threads: bounded, ordered, ended or cancelled."""
+"""The hand-offs between two threads: bounded, ordered, ended or cancelled; and of the newest alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dped_live.channel import Cancelled, Channel
+from dped_live.channel import Cancelled, Channel, Latest
 
 
 def test_items_come_in_order_and_then_the_end() -> None:
@@ -96,3 +96,31 @@ def test_misuse_is_refused() -> None:
     channel.end()
     with pytest.raises(ValueError, match="after end"):
         channel.put(1)
+
+
+def test_of_the_latest_the_oldest_is_dropped_and_counted() -> None:
+    latest: Latest[int] = Latest(2)
+    for number in range(5):
+        latest.put(number)
+    assert (len(latest), latest.dropped) == (2, 3)
+    assert [latest.take(0), latest.take(0), latest.take(0.01)] == [3, 4, None]
+    assert latest.dropped == 3
+
+
+def test_who_waits_for_the_latest_gets_it_at_once() -> None:
+    latest: Latest[int] = Latest()
+    threading.Timer(0.05, latest.put, [7]).start()
+    begin = time.monotonic()
+    assert latest.take(30) == 7
+    assert time.monotonic() - begin < 5
+
+
+def test_cancelling_the_latest_unblocks_both_sides() -> None:
+    latest: Latest[int] = Latest()
+    threading.Timer(0.05, latest.cancel).start()
+    with pytest.raises(Cancelled):
+        latest.take(30)
+    with pytest.raises(Cancelled):
+        latest.put(1)
+    with pytest.raises(ValueError, match="at least one"):
+        Latest(0)

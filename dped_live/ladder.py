@@ -1,0 +1,166 @@
+"""The rate held: the network as asked for if it is quick enough for the frame rate, else a lighter one.
+
+The rungs of the ladder, the best first: the model asked for; lite, if that is another; lite on a smaller picture. It is
+entered at the best rung that a trial run says will do, left downwards as soon as the rate is missed, and climbed only
+when the rung above would have a fifth of its time to spare, after five seconds; after each vain climb, twice as long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dped_live.backends import Backend
+from dped_live.enhance import Enhancer
+from dped_live.frame import Frame, VideoFormat
+from dped_live.live_state import Controls, LivePicture
+from dped_live.live_statistics import LivePolicy
+from dped_live.statistics import Statistics
+
+_SPARE = 0.8
+"""Part of the time for a frame that a rung may be expected to take for it to be climbed to."""
+
+_LATE = 8
+"""Frames of the running mean; and as many are waited for before a rung is judged."""
+
+_PATIENCE, _MOST_PATIENCE = 5.0, 320.0
+"""Seconds before a climb, at first and at most."""
+
+_TRIAL_SIDES = (8, 4, 2, 1)
+"""A trial run is on 1/64, 1/16, 1/4 of the picture and on all of it, until it is clear."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One way to enhance. label: for people."""
+
+    label: str
+    backend: Backend
+
+
+class Climb:
+    """Which rung, by how long frames take. Knows no clock and no network.
+
+    expected: seconds that each rung takes, the best first; allowed: seconds for each frame.
+    """
+
+    def __init__(self, expected: Sequence[float], allowed: float) -> None:
+        self._expected = list(expected)
+        self._allowed = allowed
+        self.rung = next((rung for rung, seconds in enumerate(expected) if seconds <= allowed), len(expected) - 1)
+        self._patience = [_PATIENCE] * len(expected)
+        self._mean = 0.0
+        self._frames = 0
+        self._since = 0.0  # seconds on this rung
+        self._load: float | None = None  # when this rung was climbed to
+
+    def took(self, seconds: float, passed: float) -> None:
+        """Learn that a frame took so long, and that so much time has passed since the one before."""
+        self._frames += 1
+        self._since += passed
+        # The first frames on a rung fill its caches and count little.
+        self._mean += (seconds - self._mean) / min(self._frames, _LATE)
+        if self._frames < _LATE:
+            return
+        # How busy the machine is: the rungs above will take longer, too, or less long than was expected.
+        load = self._mean / self._expected[self.rung]
+        if self._mean > self._allowed and self.rung + 1 < len(self._expected):
+            if self._load is not None and self._since < _PATIENCE:
+                # A vain climb: it takes longer than was expected of the machine as busy as it is.
+                self._expected[self.rung] = self._mean / self._load
+                self._patience[self.rung] = min(_MOST_PATIENCE, 2 * self._patience[self.rung])
+            self._move(self.rung + 1, None)
+        elif (
+            self.rung > 0
+            and self._since > self._patience[self.rung - 1]
+            and load * self._expected[self.rung - 1] < _SPARE * self._allowed
+        ):
+            self._move(self.rung - 1, load)
+
+    def _move(self, rung: int, load: float | None) -> None:
+        self.rung, self._load = rung, load
+        self._frames, self._since = 0, 0.0
+
+
+class Ladder:
+    """Enhances live frames at a frame rate; see live.LiveEnhancer.
+
+    models: names that may be chosen. open_rungs: the rungs for one of them, the best first; only the first is used
+    if `pinned`. fmt: of the frames, rgb24. May raise DpedError when another model is chosen.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        open_rungs: Callable[[str], Sequence[Rung]],
+        fmt: VideoFormat,
+        frame_rate: Fraction,
+        pinned: bool,
+    ) -> None:
+        self.models = tuple(models)
+        self.state = ("", "")
+        self._open_rungs = open_rungs
+        self._format = fmt
+        self._allowed = float(1 / frame_rate)
+        self._pinned = pinned
+        self._model = ""
+        self._rungs: list[Rung] = []
+        self._enhancers: list[Enhancer] = []
+        self._climb = Climb([0.0], 1.0)
+        self._before = time.monotonic()
+
+    def enhance(self, frame: Frame, controls: Controls) -> LivePicture:
+        if controls.model != self._model:
+            self._choose(controls.model, frame)
+        before = frame.planes[0]
+        if controls.mirror:
+            before = np.ascontiguousarray(before[:, ::-1])
+            frame = replace(frame, planes=(before,))
+        enhancer = self._enhancers[self._climb.rung]
+        enhancer.strength = controls.strength
+        began = time.monotonic()
+        (after,) = enhancer.enhance(frame).planes
+        ended = time.monotonic()
+        if controls.strength > 0:
+            self._climb.took(ended - began, ended - self._before)
+        self._before = ended
+        self.state = self._model, self._rungs[self._climb.rung].label
+        assert frame.captured_at is not None, "live frames have it"
+        return LivePicture(before, after, frame.pts, frame.captured_at)
+
+    def _choose(self, model: str, frame: Frame) -> None:
+        rungs = list(self._open_rungs(model))[: 1 if self._pinned else None]
+        expected = [1.0] if self._pinned else [_trial(rung.backend, frame, self._allowed) for rung in rungs]
+        self._rungs = rungs
+        self._enhancers = [Enhancer(rung.backend, self._format, LivePolicy()) for rung in rungs]
+        self._climb = Climb(expected, self._allowed)
+        self._model = model
+
+
+def _trial(backend: Backend, frame: Frame, allowed: float) -> float:
+    """About how many seconds a frame will take, found in not much more than `allowed`."""
+    height, width = frame.format.height, frame.format.width
+    estimate = 0.0
+    for side in _TRIAL_SIDES:
+        picture = torch.full((1, 3, max(8, height // side), max(8, width // side)), 0.5, device=backend.device)
+        statistics = backend.statistics(picture)
+        seconds = min(_timed(backend, picture, statistics) for _ in range(2))
+        # What does not grow with the picture counts too often: an upper bound.
+        estimate = seconds * height * width / (picture.shape[2] * picture.shape[3])
+        if estimate <= allowed or 4 * seconds > allowed:
+            break
+    return estimate
+
+
+def _timed(backend: Backend, picture: Tensor, statistics: Statistics) -> float:
+    began = time.monotonic()
+    backend.enhance(picture, statistics)
+    if picture.is_cuda:
+        torch.cuda.synchronize(picture.device)
+    return time.monotonic() - began
