@@ -1,8 +1,9 @@
-"""The weights: which models are published, where they come from, how they are fetched, converted, saved and loaded.
+"""The weights: which models there are, where they come from, how they are fetched, converted, saved and loaded.
 
-A model is loaded by a published name, from a .safetensors file that `save` wrote, or from a TensorFlow checkpoint as
-the original's train_model.py writes it. A pickle, which can run code, is never opened, and no weights are used before
-their checksum is right. Nothing is printed: whoever wants to show what happens passes callbacks.
+A model is loaded by its name (lite is part of the package, DPED's own are fetched), from a .safetensors file that
+`save` wrote, or from a TensorFlow checkpoint as the original's train_model.py writes it. A pickle, which can run code,
+is never opened, and no weights are used before their checksum is right. Nothing is printed: whoever wants to show what
+happens passes callbacks.
 """
 
 from __future__ import annotations
@@ -166,6 +167,25 @@ PUBLISHED = {
 }
 
 
+LITE = "lite"
+"""The model of our own, and the default: models/lite.safetensors in this package, made by tools/distil.py."""
+
+NAMES = (LITE, *PUBLISHED)
+
+
+def lite_path() -> Path:
+    return Path(__file__).parent / "models" / "lite.safetensors"
+
+
+def shape(name: str) -> tuple[int, int, int]:
+    """Channels, blocks and shuffle of the network of this name, which needs not be here. Raises WeightsError."""
+    if name == LITE:
+        lite = load(LITE)
+        return lite.channels, lite.blocks, lite.shuffle
+    model = _published(name)
+    return model.channels, model.blocks, 1
+
+
 def state(name: str) -> State:
     """Where a published model is now; a file only counts if its checksum is right. Fetches nothing."""
     model = _published(name)
@@ -200,13 +220,13 @@ def cache_path(name: str) -> Path:
 def load(model: str, *, progress: Progress | None = None, notify: Notify | None = None) -> Generator:
     """Load a generator, for use: in eval mode, float32, on the CPU, its parameters without gradients.
 
-    model: a published name (fetched if it must be), the path of a .safetensors file that `save` wrote, or of a
+    model: lite, a published name (fetched if it must be), the path of a .safetensors file that `save` wrote, or of a
     TensorFlow checkpoint: its prefix or one of its two files.
     Raises WeightsError if there is no such model, if it is damaged or of another kind, or cannot be fetched.
     """
     if model in PUBLISHED:
         return _load_published(PUBLISHED[model], progress, notify)
-    path = Path(model)
+    path = lite_path() if model == LITE else Path(model)
     try:
         return _load_path(path)
     except OSError as error:
@@ -260,7 +280,7 @@ def _load_path(path: Path) -> Generator:
         return _load_checkpoint(prefix)
     accepted = "a .safetensors file of dped-live or a TensorFlow checkpoint (its .index file)"
     if not path.exists():
-        raise WeightsError(f"{path}: no such model or file; give one of {', '.join(PUBLISHED)}, {accepted}")
+        raise WeightsError(f"{path}: no such model or file; give one of {', '.join(NAMES)}, {accepted}")
     if not path.is_file():
         raise WeightsError(f"{path}: not a file; give {accepted}")
     if path.suffix == ".safetensors":
@@ -508,8 +528,10 @@ def download(file: PublishedFile, url: str, timeout: float, failure: Failure) ->
 
 
 def _published(name: str) -> PublishedModel:
+    if name == LITE:
+        raise WeightsError("lite is part of dped-live, there is nothing to fetch")
     if name not in PUBLISHED:
-        raise WeightsError(f"{name}: no such model; the published ones are {', '.join(PUBLISHED)}")
+        raise WeightsError(f"{name}: no such model; there are {', '.join(NAMES)}")
     return PUBLISHED[name]
 
 

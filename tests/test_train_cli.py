@@ -187,6 +187,24 @@ def test_fine_tuning(dped_live: Callable[..., Said]) -> None:
     assert said.err.splitlines()[-1] == "dped-live: start.safetensors has 3 channels; leave out --channels"
 
 
+def test_lite_is_tuned_and_trained_anew(dped_live: Callable[..., Said]) -> None:
+    lite = weights.load("lite")
+    fitting = [*TINY[: TINY.index("--channels")], "--device", "cpu", "--steps", "1", "--model", "lite"]
+    assert dped_live("train", *fitting, "--init", "lite", "--out", "tuned").code == 0
+    assert dped_live("train", *fitting, "--out", "anew").code == 0
+    tuned, anew = (weights.load(f"{name}/model.safetensors") for name in ("tuned", "anew"))
+    assert tuned.first.weight.shape == anew.first.weight.shape == lite.first.weight.shape
+    assert tuned.norms == anew.norms == lite.norms
+    moved = (tuned.first.weight - lite.first.weight).abs().max()
+    assert 0 < moved < 0.01 < (anew.first.weight - lite.first.weight).abs().max()
+    weights.save(random_generator(3, 2), Path("start.safetensors"))
+    said = dped_live("train", *fitting, "--init", "start.safetensors", "--out", "x")
+    assert (said.code, said.err.splitlines()[-1]) == (
+        1,
+        "dped-live: start.safetensors is not built like lite; leave out --model",
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

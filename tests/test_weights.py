@@ -337,7 +337,7 @@ def test_pickles_are_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_does_not_exist_is_answered_with_what_does() -> None:
     for name in ("ipone", "./iphone", "model.pt", "model.safetensors", "a\0b"):
         line = complaint(name)
-        assert "no such model or file; give one of iphone, blackberry, sony, resnet_8_32" in line
+        assert "no such model or file; give one of lite, iphone, blackberry, sony, resnet_8_32" in line
     assert complaint("model.index").startswith("model.index: no such file")
     assert "File name too long" in complaint("x" * 5000)
 
@@ -587,7 +587,7 @@ def test_a_url_that_is_none_is_refused(files: dict[str, bytes]) -> None:  # noqa
 
 
 def test_an_unknown_name_is_not_fetched() -> None:
-    with pytest.raises(WeightsError, match="ipone: no such model; the published ones are iphone, blackberry, sony"):
+    with pytest.raises(WeightsError, match="ipone: no such model; there are lite, iphone, blackberry, sony"):
         weights.fetch("ipone")
 
 

@@ -1,7 +1,8 @@
 """Distil lite, the model that ships with dped-live, from DPED's networks and from pairs of pictures.
 
-    python tools/distil.py OUT.safetensors --pairs DIR --photos FOLDER [FOLDER ...] [--steps 30000]
+    python tools/distil.py OUT.safetensors --pairs DIR --photos FOLDER [FOLDER ...] [--steps 24000]
                            [--channels 32] [--blocks 3] [--shuffle 4] [--crops 5000] [--seed 0]
+                           [--init MODEL] [--learning-rate 2e-3]
 
 DIR: dped/patches of the developers' data, or any folder with two folders of aligned 100x100 pictures, iphone and canon.
 Its last 50 pairs are only judged. The teacher is a mixture: 0.4 of the iphone network's picture, 0.4 of resnet_8_32's
@@ -35,8 +36,13 @@ from dped_live.sources.images import read_photo
 from dped_live.training.pairs import Pair, find_pairs, read_pair
 
 SIDE = 100
-BATCH, OF_PAIRS = 16, 4
-LEARNING_RATE = 2e-3
+BATCH, OF_PAIRS = 16, 5
+OF_GREY = 4
+"""So many pictures of each batch are shown once more, in grey."""
+
+GREY = 20.0
+"""Weight of the chroma that the student gives them."""
+
 SCALES = ((0.3, 3), (0.3, 2), (0.3, 2), (0.15, 1))
 """Weight of the structure, and distance of its windows, in the picture and in its halves, quarters and eighths."""
 
@@ -61,6 +67,8 @@ def crops(photos: list[np.ndarray], count: int, random: np.random.Generator) -> 
         interpolation = cv2.INTER_AREA if side >= SIDE else cv2.INTER_CUBIC
         crop = cv2.resize(photo[top : top + side, left : left + side], (SIDE, SIDE), interpolation=interpolation)
         picture = crop.astype(np.float32)
+        if random.random() < 0.06:
+            paint(picture, random)
         if random.random() < 0.5:
             picture *= 2 ** random.uniform(-1, 0.4)  # exposure
         if random.random() < 0.1:
@@ -71,6 +79,20 @@ def crops(photos: list[np.ndarray], count: int, random: np.random.Generator) -> 
             mean = picture.mean((0, 1))
             picture = mean + (picture - mean) * random.uniform(0.5, 1)  # haze
         yield picture.astype(np.float32).clip(0, 255)
+
+
+def paint(picture: np.ndarray, random: np.random.Generator) -> None:
+    """Cover a part with one colour, or with one turning into another: titles, slides and walls are so, photos seldom.
+
+    Without such parts the student puts the pattern of its squares into them.
+    """
+    height, width = random.integers(16, SIDE // 2, 2)
+    top, left = random.integers(SIDE - height), random.integers(SIDE - width)
+    colours = random.uniform(0, 255, (2, 3))
+    if random.random() < 0.4:
+        colours = colours.mean(1, keepdims=True).repeat(3, 1)
+    share = np.linspace(0, random.integers(2), width)[:, None]
+    picture[top : top + height, left : left + width] = (1 - share) * colours[0] + share * colours[1]
 
 
 def seen_by_a_webcam(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -130,6 +152,11 @@ def turned(picture: Tensor, turn: int) -> Tensor:
     return picture.transpose(2, 3) if turn & 4 else picture
 
 
+def tint(picture: Tensor) -> Tensor:
+    """Mean square of how far the channels are from their mean."""
+    return (picture - picture.mean(1, keepdim=True)).square().mean()
+
+
 @torch.no_grad()
 def score(student: Generator, phone: Tensor, camera: Tensor) -> str:
     enhanced = student(phone)
@@ -151,7 +178,11 @@ def prepare(pairs: list[Pair], parts: list[np.ndarray], random: np.random.Genera
     """parts: of photos, as `crops` makes them."""
     phone, camera = stacked(pairs)
     of_pairs = taught(phone).lerp_(camera, 0.5)
-    of_parts = taught(torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2) / 255)
+    pictures = torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2) / 255
+    of_parts = taught(pictures)
+    # The teachers tint what is grey, by 3 levels of chroma in the mean.
+    is_grey = pictures.amax(1).sub(pictures.amin(1)).amax((1, 2)) == 0
+    of_parts[is_grey] = of_parts[is_grey].mean(1, keepdim=True).expand(-1, 3, -1, -1)
     seen = np.stack([seen_by_a_webcam(part, random) for part in parts])
     return Lesson(
         torch.cat((phone, torch.from_numpy(seen).permute(0, 3, 1, 2) / 255)),
@@ -161,25 +192,30 @@ def prepare(pairs: list[Pair], parts: list[np.ndarray], random: np.random.Genera
 
 
 def teach(
-    student: Generator, lesson: Lesson, steps: int, random: np.random.Generator, judged: tuple[Tensor, Tensor]
+    student: Generator,
+    lesson: Lesson,
+    steps: int,
+    learning_rate: float,
+    random: np.random.Generator,
+    judged: tuple[Tensor, Tensor],
 ) -> Generator:
     """The running mean of the student's weights."""
-    for parameter in student.last.parameters():
-        torch.nn.init.zeros_(parameter)  # it begins with no change
     averaged = copy.deepcopy(student).requires_grad_(False)
     adam = torch.optim.Adam(student.parameters())
     begin = time.monotonic()
     for step in range(steps):
         for group in adam.param_groups:
             cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
-            group["lr"] = LEARNING_RATE * cosine * min(1, (step + 1) / 50) + 1e-5
+            group["lr"] = learning_rate * cosine * min(1, (step + 1) / 50) + 1e-5
         chosen = np.r_[
             random.integers(lesson.pairs, size=OF_PAIRS), random.integers(len(lesson.seen), size=BATCH - OF_PAIRS)
         ]
         turn = int(random.integers(8))
         with torch.autocast("cpu", torch.bfloat16):
-            enhanced = student(turned(lesson.seen[chosen], turn))
-        value = loss(enhanced.float(), turned(lesson.targets[chosen], turn))
+            seen = turned(lesson.seen[chosen], turn)
+            grey = seen[-OF_GREY:].mean(1, keepdim=True).expand(-1, 3, -1, -1)
+            enhanced, enhanced_grey = student(torch.cat((seen, grey))).float().split((len(seen), OF_GREY))
+        value = loss(enhanced, turned(lesson.targets[chosen], turn)) + GREY * tint(enhanced_grey)
         adam.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         adam.step()
@@ -197,12 +233,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--photos", type=Path, nargs="+", required=True)
-    parser.add_argument("--steps", type=int, default=30000)
+    parser.add_argument("--steps", type=int, default=24000)
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--shuffle", type=int, default=4)
     parser.add_argument("--crops", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", help="go on with this model")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
@@ -210,8 +248,15 @@ def main() -> None:
     pairs = find_pairs(options.pairs, "iphone", print, HELD_OUT)
     lesson = prepare(pairs.train, list(crops(read_photos(options.photos), options.crops, random)), random)
     print(f"{len(lesson.seen)} pictures with their targets", flush=True)
-    student = Generator(options.channels, options.blocks, options.shuffle)
-    averaged = teach(student, lesson, options.steps, random, stacked(pairs.test))
+    # Such small pictures gain nothing from more, and so the weights are the same however many cores there are.
+    torch.set_num_threads(1)
+    if options.init:
+        student = weights.load(options.init).train().requires_grad_(True)
+    else:
+        student = Generator(options.channels, options.blocks, options.shuffle)
+        for parameter in student.last.parameters():
+            torch.nn.init.zeros_(parameter)  # it begins with no change
+    averaged = teach(student, lesson, options.steps, options.learning_rate, random, stacked(pairs.test))
     how = {"recipe": "tools/distil.py", "teachers": "0.4 iphone, 0.4 resnet_8_32, 0.2 input"}
     weights.save(averaged, options.out, {**how, "steps": str(options.steps), "seed": str(options.seed)})
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} KB; {score(averaged, *stacked(pairs.test))}")

@@ -20,10 +20,13 @@ from dped_live.partial import PartialFile
 from dped_live.terminal import LINE_EVERY, clock, fetch_progress, ignore, interruptible, say
 
 if TYPE_CHECKING:
+    from dped_live.generator import Generator
     from dped_live.training.trainer import Losses
 
 _LEAST_PATCH = 17
 """Pixels; what the discriminator needs."""
+
+_SHAPE = ("channels", "blocks", "shuffle")
 
 _DEFAULT = "(default: %(default)s)"
 
@@ -60,19 +63,20 @@ def _train_parser() -> argparse.ArgumentParser:
     )
 
     group = parser.add_argument_group("network")
+    group.add_argument(
+        "--model", metavar="NAME", help="build it like lite, iphone or resnet_8_32 (default: iphone, or like --init)"
+    )
     group.add_argument("--init", metavar="MODEL", help="start from a published name or a file (default: random values)")
     group.add_argument(
-        "--channels", metavar="N", type=_whole(1, 999), help="of every layer (default: 64, or those of --init)"
+        "--channels", metavar="N", type=_whole(1, 999), help="of every layer (default: those of --model)"
     )
-    group.add_argument(
-        "--blocks", metavar="N", type=_whole(1, 999), help="residual blocks (default: 4, or those of --init)"
-    )
+    group.add_argument("--blocks", metavar="N", type=_whole(1, 999), help="residual blocks (default: those of --model)")
     group.add_argument(
         "--shuffle",
         type=int,
         choices=[1, 2, 4],
         help="2 or 4: the light kind, which works on squares of so many pixels a side and changes the picture, not "
-        "makes it anew (default: 1, or that of --init)",
+        "makes it anew (default: that of --model)",
     )
 
     group = parser.add_argument_group("training")
@@ -234,15 +238,11 @@ def _train(arguments: list[str]) -> int:
         if features is None:
             tell("--content off: without VGG's features this is not the loss of the paper")
         pairs = find_pairs(options.data, options.phone, tell, options.hold_out)
-        if init:
-            for name in ("channels", "blocks", "shuffle"):
-                value = getattr(init, name)
-                if getattr(options, name) not in (None, value):
-                    raise TrainingError(f"{options.init} has {value} {name}; leave out --{name}")
+        shape = _shape(options, init)
         configuration = Configuration(
-            channels=init.channels if init else options.channels or 64,
-            blocks=init.blocks if init else options.blocks or 4,
-            shuffle=init.shuffle if init else options.shuffle or 1,
+            channels=shape[0],
+            blocks=shape[1],
+            shuffle=shape[2],
             phone=(pairs.train or pairs.test)[0].phone.parent.name,
             hold_out=options.hold_out,
             recipe=options.recipe,
@@ -293,6 +293,22 @@ def _train(arguments: list[str]) -> int:
         best = f"the best, {outcome.best_psnr:.2f} dB after step {outcome.best_step}, is best.safetensors"
         print(f"{options.out / 'model.safetensors'} (step {outcome.step}; {best})")
     return 0
+
+
+def _shape(options: argparse.Namespace, init: Generator | None) -> tuple[int, ...]:
+    """Channels, blocks and shuffle: those of --init, or of --model with what is said of them besides."""
+    from dped_live import weights
+
+    if init is None:
+        like = weights.shape(options.model or "iphone")
+        return tuple(getattr(options, name) or value for name, value in zip(_SHAPE, like, strict=True))
+    shape = tuple(getattr(init, name) for name in _SHAPE)
+    for name, value in zip(_SHAPE, shape, strict=True):
+        if getattr(options, name) not in (None, value):
+            raise TrainingError(f"{options.init} has {value} {name}; leave out --{name}")
+    if options.model and weights.shape(options.model) != shape:
+        raise TrainingError(f"{options.init} is not built like {options.model}; leave out --model")
+    return shape
 
 
 @contextmanager
