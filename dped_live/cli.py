@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import datetime
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +28,15 @@ from dped_live.terminal import LINE_EVERY, clock, fetch_progress, ignore, interr
 
 if TYPE_CHECKING:
     from dped_live.batch import Job, Outcome
+    from dped_live.doctor import Check
+    from dped_live.live import LiveSource
+    from dped_live.live_state import Controls, LiveSink, LiveStats
     from dped_live.pipeline import Stats
 
 _LEAST_TILE = 64
 """Pixels; smaller ones would mostly be halo."""
+
+_PREVIEW_PORT = 8080
 
 _FROM_ENVIRONMENT = ("model", "strength", "statistics", "device", "precision", "tile", "codec", "crf", "preset")
 """Options whose default may be set by DPED_LIVE_NAME."""
@@ -34,6 +45,9 @@ _FROM_ENVIRONMENT = ("model", "strength", "statistics", "device", "precision", "
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 something failed, 2 wrong usage, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Read when torch is imported. Its threads would spin while they wait for one another: where another program has
+    # work too, as in a video call, a frame takes ten times as long (benchmarks/NOTES.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The names of files are printed as they are, even if they are no text.
         sys.stdout.reconfigure(errors="backslashreplace" if os.name == "nt" else "surrogateescape")
@@ -41,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if arguments[:1] == ["models"]:
                 return _models(arguments[1:])
+            if arguments[:1] == ["cameras"]:
+                return _cameras(arguments[1:])
+            if arguments[:1] == ["doctor"]:
+                return _doctor(arguments[1:])
             if arguments[:1] in (["train"], ["evaluate"]):
                 from dped_live.training import cli as training
 
@@ -64,8 +82,9 @@ def _enhance_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dped-live",
         description="Make photos and videos look as if a good camera had taken them.",
-        epilog="Other commands: dped-live models (list and fetch the networks), dped-live train (make one of your own "
-        "from pairs of pictures) and dped-live evaluate (measure one); each has its own --help. "
+        epilog="Other commands: dped-live doctor (what works on this machine), dped-live cameras (list them), "
+        "dped-live models (list and fetch the networks), dped-live train (make one of your own from pairs of pictures) "
+        "and dped-live evaluate (measure one); each has its own --help. "
         "An option's default can be set by an environment variable, DPED_LIVE_MODEL=sony for instance.",
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", type=Path, help="photos, videos and folders of them")
@@ -74,13 +93,52 @@ def _enhance_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dped-live {version('dped-live')}")
 
+    group = parser.add_argument_group("live input")
+    group.add_argument(
+        "--webcam",
+        metavar="CAMERA",
+        help="enhance live: a camera's number, path or name, the address of a stream, a file that is played again and "
+        "again, or test for a moving test picture",
+    )
+    group.add_argument("--size", metavar="WxH", type=_size, help="ask the camera for it (default: 1280x720)")
+    group.add_argument("--fps", metavar="N", type=_rate, help="ask for this rate, and hold it (default: the camera's)")
+    group.add_argument("--mirror", action="store_true", help="show the picture as a mirror does")
+
+    group = parser.add_argument_group("live output")
+    group.add_argument(
+        "--preview",
+        choices=["window", "web", "none"],
+        help="where to look at it (default: window, unless another live output is named)",
+    )
+    group.add_argument(
+        "--serve",
+        metavar="[HOST:]PORT",
+        type=_address,
+        help="a page with the picture and its controls; without HOST for this machine alone (--preview web is 8080)",
+    )
+    group.add_argument(
+        "--virtual-cam",
+        metavar="DEVICE",
+        nargs="?",
+        const="",
+        help="a camera that OBS, Zoom and browsers can pick (default: the first that is free)",
+    )
+    group.add_argument("--record", metavar="FILE", type=Path, help="a video file, with the camera's own times")
+    group.add_argument("--audio-input", metavar="NAME", help="record this microphone too")
+    group.add_argument(
+        "--ladder",
+        choices=["on", "off"],
+        default="on",
+        help="on: where the model asked for is too slow, hold the rate with a lighter one (default: %(default)s)",
+    )
+
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o",
         "--output",
-        metavar="FILE|FOLDER",
-        type=Path,
-        help="where the result goes (default: NAME_dped.EXT beside the input)",
+        metavar="FILE|FOLDER|URL",
+        help="where the result goes (default: NAME_dped.EXT beside the input); live: a video file, or rtmp://, udp://, "
+        "rtsp://, ...",
     )
     group.add_argument("-r", "--recursive", action="store_true", help="also the folders in a folder")
     group.add_argument("-y", "--overwrite", action="store_true", help="replace files that exist")
@@ -88,9 +146,9 @@ def _enhance_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("picture")
     group.add_argument(
         "--model",
-        default="iphone",
-        help="iphone, blackberry, sony, resnet_8_32, or the path of a .safetensors or of a TensorFlow "
-        "checkpoint (default: %(default)s)",
+        default="lite",
+        help="lite, which is quick and needs no download; DPED's own: iphone, blackberry, sony, resnet_8_32; or the "
+        "path of a .safetensors or of a TensorFlow checkpoint (default: %(default)s)",
     )
     group.add_argument(
         "--strength",
@@ -139,8 +197,33 @@ def _enhance_parser() -> argparse.ArgumentParser:
     group.add_argument("--no-audio", action="store_true", help="leave the sound out")
 
     group = parser.add_argument_group("telling")
+    group.add_argument("--json", action="store_true", help="live: the figures each second, as a line of JSON")
     group.add_argument("-q", "--quiet", action="store_true", help="only errors")
     return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit() and int(width) * int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1280x720")
+    return int(width), int(height)
+
+
+def _rate(text: str) -> Fraction:
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 1 <= rate <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate from 1 to 1000 pictures a second")
+    return rate
+
+
+def _address(text: str) -> tuple[str | None, int]:
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port or HOST:PORT")
+    return host.strip("[]") or None, int(port)
 
 
 def _strength(text: str) -> float:
@@ -173,15 +256,28 @@ def _enhance(arguments: list[str]) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_intermixed_args(_with_environment(arguments[:end]))
     inputs = [*options.inputs, *options.more_inputs, *map(Path, arguments[end + 1 :])]
+    if options.webcam is not None:
+        if inputs:
+            parser.error(f"--webcam and {inputs[0]}: one of them")
+        for option, value in (("--before-after", options.before_after), ("--recursive", options.recursive)):
+            if value:
+                parser.error(f"{option} is for files, not for --webcam")
+        if options.statistics == "exact":
+            parser.error("--statistics exact is for files, not for --webcam, whose pictures would flicker")
+        return _live(options)
+    for option in ("size", "fps", "preview", "serve", "virtual_cam", "record", "audio_input", "mirror", "json"):
+        if getattr(options, option) not in (None, False):
+            parser.error(f"--{option.replace('_', '-')} is for live pictures: name a --webcam")
     if not inputs:
-        parser.error("no INPUT: name a photo, a video or a folder")
+        parser.error("no INPUT: name a photo, a video or a folder, or a --webcam")
 
     # torch and av take seconds to import: not before the arguments are known to be right.
     from dped_live import batch, weights
     from dped_live.backends import open_backend
     from dped_live.sinks.file import Encoding
 
-    jobs, errors = batch.plan(inputs, options.output, options.recursive, options.before_after)
+    output = None if options.output is None else Path(options.output)
+    jobs, errors = batch.plan(inputs, output, options.recursive, options.before_after)
     for error in errors:
         say(str(error))
     failed = len(errors)
@@ -276,6 +372,205 @@ def _video_progress(job: Job, quiet: bool) -> Iterator[Callable[[Stats, int | No
         yield line
 
 
+def _live(options: argparse.Namespace) -> int:
+    from dped_live import weights
+    from dped_live.backends import Backend, open_backend
+    from dped_live.backends.reduced import ReducedBackend
+    from dped_live.ladder import Ladder, Rung
+    from dped_live.live import LiveRun
+    from dped_live.live_state import Controls
+    from dped_live.sinks.images import save_screenshot
+    from dped_live.sources.live import open_live_source
+
+    tell = ignore if options.quiet else say
+    controls = Controls(options.strength, options.mirror, model=options.model)
+
+    def backend_of(model: str) -> Backend:
+        with fetch_progress(options.quiet) as fetched:
+            generator = weights.load(model, progress=fetched, notify=tell)
+        return open_backend(generator, options.device, options.precision, options.tile, tell)
+
+    def rungs(model: str) -> list[Rung]:
+        backend = backend_of(model)
+        tell(f"{model} on {backend.description}")
+        lite = backend if model == weights.LITE else backend_of(weights.LITE)
+        instead, lighter = ("", []) if lite is backend else ("lite ", [Rung("lite to hold the rate", lite)])
+        reduced = [
+            Rung(f"{instead}at 1/{factor} of the size to hold the rate", ReducedBackend(lite, factor))
+            for factor in (2, 3)
+        ]
+        return [Rung("exactly", backend), *lighter, *reduced]
+
+    rungs_of_asked = rungs(options.model)  # before anything is opened: what is wrong with the model is said at once
+    here = [name for name in weights.PUBLISHED if weights.state(name) in ("cached", "in DPED_LIVE_WEIGHTS")]
+    source = open_live_source(options.webcam, options.size, options.fps)
+    sinks: list[LiveSink] = []
+    try:
+        for note in source.notes:
+            tell(f"{source.name}: {note}")
+        ladder = Ladder(
+            list(dict.fromkeys((options.model, weights.LITE, *here))),
+            lambda model: rungs_of_asked if model == options.model else rungs(model),
+            source.format,
+            options.fps or source.frame_rate,
+            options.ladder == "off",
+        )
+        for sink in _live_sinks(options, controls, source):
+            sinks.append(sink)
+            tell(f"{source.name} to {sink.name}")
+    except BaseException:
+        source.close()
+        for sink in sinks:
+            with suppress(DpedError):  # a recording of nothing, for instance
+                sink.close()
+        raise
+
+    def begin_recording() -> tuple[Path, LiveSink]:
+        file = Path(f"dped-live_{datetime.now():%Y-%m-%d_%H-%M-%S}.mp4")
+        return file, _recording(file, source, options)
+
+    run = LiveRun(
+        source,
+        ladder,
+        sinks,
+        controls,
+        recording=begin_recording,
+        screenshot=lambda picture: save_screenshot(picture.after, Path()),
+        notify=tell,
+    )
+    with interruptible("ending") as interrupt, _live_progress(options.json, options.quiet) as progress:
+        run.run(interrupt.asked, progress)
+    return 130 if interrupt.asked() else 0
+
+
+def _live_sinks(options: argparse.Namespace, controls: Controls, source: LiveSource) -> Iterator[LiveSink]:
+    """Opens one after the other."""
+    width, height, rate = source.format.width, source.format.height, options.fps or source.frame_rate
+    streamed = options.output if "://" in (options.output or "") else None
+    recorded = [Path(file) for file in (options.record, None if streamed else options.output) if file is not None]
+    named = options.serve or options.virtual_cam is not None or streamed or recorded
+    preview = options.preview or ("none" if named else "window")
+    if streamed:
+        from dped_live.sinks.stream import StreamSink
+
+        yield StreamSink(streamed, width, height, rate)
+    for file in recorded:
+        yield _recording(file, source, options)
+    if options.virtual_cam is not None:
+        from dped_live.sinks.virtual_camera import VirtualCameraSink
+
+        camera = VirtualCameraSink(width, height, float(rate), options.virtual_cam or None)
+        for note in camera.notes:
+            say(note)
+        yield camera
+    if options.serve or preview == "web":
+        from dped_live.sinks.web import WebSink
+
+        host, port = options.serve or (None, _PREVIEW_PORT)
+        web = WebSink(controls, port, host)
+        for note in web.notes:
+            say(note)
+        yield web
+    if preview == "window":
+        from dped_live.sinks.window import WindowSink
+
+        yield WindowSink(controls, f"dped-live: {source.name}", width, height)
+
+
+def _recording(file: Path, source: LiveSource, options: argparse.Namespace) -> LiveSink:
+    from dped_live.sinks.file import Encoding
+    from dped_live.sinks.recording import ENCODING, RecordingSink
+    from dped_live.sources.microphone import Microphone
+
+    as_usual = options.codec == ENCODING.codec and options.crf is None
+    encoding = Encoding(options.codec, ENCODING.crf if as_usual else options.crf, options.preset)
+    microphone = Microphone(options.audio_input) if options.audio_input else None
+    width, height = source.format.width, source.format.height
+    return RecordingSink(file, width, height, source.frame_rate, encoding, microphone, options.overwrite)
+
+
+@contextmanager
+def _live_progress(as_json: bool, quiet: bool) -> Iterator[Callable[[LiveStats], None] | None]:
+    """A line of figures that is renewed on a terminal, printed now and then without one; or JSON, each second."""
+    if as_json:
+        yield lambda stats: print(json.dumps(asdict(stats), default=str), flush=True)
+    elif quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with tqdm(bar_format="{desc}", dynamic_ncols=True, leave=False) as bar:
+            yield lambda stats: bar.set_description_str(_figures(stats))
+    else:
+        told = time.monotonic()
+
+        def line(stats: LiveStats) -> None:
+            nonlocal told
+            if time.monotonic() - told >= LINE_EVERY:
+                told = time.monotonic()
+                say(_figures(stats))
+
+        yield line
+
+
+def _figures(stats: LiveStats) -> str:
+    latencies = ", ".join(
+        f"{name} {latency.p50:.0f} ms (p95 {latency.p95:.0f})" for name, latency in stats.latency.items()
+    )
+    notice = f"; {stats.notice}" if stats.notice else ""
+    rates = f"{stats.fps_in:.1f} fps in, {stats.fps_out:.1f} out, {stats.dropped} dropped"
+    return f"{stats.model}, {stats.rung}: {rates}; {latencies}{notice}"
+
+
+def _cameras(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dped-live cameras", description="List the cameras of this machine.")
+    parser.parse_args(arguments)
+
+    from dped_live.sources.cameras import list_cameras
+
+    cameras = list_cameras()
+    for camera in cameras:
+        print(camera)
+    if not cameras:
+        say("no camera found; plug one in, or try --webcam test")
+    return 0 if cameras else 1
+
+
+def _doctor(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="dped-live doctor",
+        description="Try everything that dped-live uses on this machine, and tell what to do about what does not work.",
+        epilog="The exit code is 0 if the main jobs can be done: enhancing a photo (a picture is computed, there is "
+        "memory, the current folder and the cache folder can be written), a video (H.264 is encoded and decoded) and "
+        "live pictures (which at least get to a browser). A camera, a display, a microphone and a GPU need not "
+        "be there; but a GPU that torch would use must work.",
+    )
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each thing that was tried")
+    options = parser.parse_args(arguments)
+
+    from dped_live import doctor
+
+    failed = []
+    for check in doctor.examine():
+        print(json.dumps(asdict(check)) if options.json else _row(check), flush=True)
+        if check.needed and check.state != "ok":
+            failed.append(check.name)
+    if not options.json:
+        able = "Photos, videos and live pictures in a browser can be enhanced here."
+        print(f"\nNot everything can be enhanced here: mend {', '.join(failed)}." if failed else f"\n{able}")
+    return 1 if failed else 0
+
+
+def _row(check: Check) -> str:
+    """A row of the doctor's table, broken between words; but what is to be typed is not, or it could not be copied."""
+    indent = " " * 29
+    width = max(2 * len(indent), min(shutil.get_terminal_size().columns, 120))
+    row = f"{check.name:17}  {check.state:8}  {check.what}"
+    fix = "" if check.fix is None else f"fix: {check.fix}"
+    if fix and len(row) + 2 + len(fix) <= width:
+        return f"{row}; {fix}"
+    wrapped = textwrap.fill(row, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return f"{wrapped}\n    {fix}" if fix else wrapped
+
+
 def _models(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dped-live models", description="List or fetch the published networks.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -291,6 +586,13 @@ def _models(arguments: list[str]) -> int:
             path = weights.fetch(options.name, progress=progress)
         print(path)
         return 0
+    lite = weights.load(weights.LITE)
+    parameters = sum(parameter.numel() for parameter in lite.parameters())
+    print(
+        f"{weights.LITE:12} {2 + lite.norms:2} layers x {lite.channels} channels, {parameters:,} parameters, "
+        f"{weights.lite_path().stat().st_size / 1e6:.1f} MB   part of dped-live, the default"
+    )
+    print(f"{'':12} licence: that of dped-live; its teachers, iphone and resnet_8_32, have none (see the README)")
     for model in weights.PUBLISHED.values():
         print(
             f"{model.name:12} {model.layers:2} layers x {model.channels} channels, {model.parameters:,} parameters, "

@@ -434,7 +434,7 @@ def test_wrong_usage(dped_live: Callable[..., Said], arguments: list[str], messa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a.png", "--model", "nosuch"], "nosuch: no such model or file; give one of iphone, blackberry, sony"),
+        (["a.png", "--model", "nosuch"], "nosuch: no such model or file; give one of lite, iphone, blackberry"),
         (["a.png", "--model", "a.png"], "a.png: not weights; give a .safetensors file of dped-live"),
         (
             ["a.png", "--precision", "fp16", "--device", "cpu"],
@@ -547,7 +547,7 @@ def test_progress_is_lines_where_there_is_no_terminal(
 def test_help_names_every_default(dped_live: Callable[..., Said]) -> None:
     said = dped_live("--help")
     assert said.code == 0
-    for default in ("iphone", "1.0", "auto", "libx264", "17 for libx264", "veryfast for libx264", "NAME_dped.EXT"):
+    for default in ("lite", "1.0", "auto", "libx264", "17 for libx264", "veryfast for libx264", "NAME_dped.EXT"):
         assert f"default: {default}" in " ".join(said.out.split())
 
 
@@ -562,7 +562,7 @@ def test_models_are_listed(dped_live: Callable[..., Said], monkeypatch: pytest.M
 
 
 def test_unknown_model_cannot_be_fetched(dped_live: Callable[..., Said]) -> None:
-    expected = "dped-live: nosuch: no such model; the published ones are iphone, blackberry, sony, resnet_8_32\n"
+    expected = "dped-live: nosuch: no such model; there are lite, iphone, blackberry, sony, resnet_8_32\n"
     assert dped_live("models", "fetch", "nosuch") == (1, "", expected)
 
 
