@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
 from dped_live.ladder import Climb, Ladder, Rung
 from dped_live.live_state import Controls
 from dped_live.metrics import psnr
+from dped_live.sources.images import read_photo
 
 from conftest import random_generator
 
@@ -138,15 +140,26 @@ def test_pinned_means_the_model_asked_for_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_a_reduced_backend_changes_colours_as_the_whole_one(factor: int) -> None:
-    whole = open_backend(weights.load(weights.LITE), "cpu", "fp32")
+def test_a_reduced_backend_adds_the_change_of_a_smaller_picture(factor: int) -> None:
+    whole = open_backend(random_generator(8, 1, shuffle=4), "cpu", "fp32")
     reduced = ReducedBackend(whole, factor)
-    torch.manual_seed(0)
-    smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 5), (101, 131), mode="bicubic").clamp(0, 1)
-    statistics = whole.statistics(smooth)
-    expected = whole.enhance(smooth, statistics)
-    given = smooth.clone()
-    result = reduced.enhance(given, reduced.statistics(smooth), out=given)
+    picture = torch.rand(1, 3, 12 * factor, 8 * factor + 1, generator=torch.Generator().manual_seed(0))
+    statistics = reduced.statistics(picture)
+    given = picture.clone()
+    result = reduced.enhance(given, statistics, out=given)
     assert result is given
-    assert psnr(result, expected) > psnr(smooth, expected) + 3
-    assert torch.allclose(reduced.measure(smooth)[0], result, atol=1e-5)
+    small = torch.nn.functional.avg_pool2d(picture, factor, ceil_mode=True)
+    change = whole.enhance(small, whole.statistics(small)) - small
+    added = torch.nn.functional.avg_pool2d((result - picture)[..., : 8 * factor], factor)
+    assert torch.corrcoef(torch.stack((added.flatten(), change[..., :8].flatten())))[0, 1] > 0.8
+    assert torch.allclose(reduced.measure(picture)[0], result, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_a_reduced_lite_does_nearly_what_lite_does(factor: int, shared: Path) -> None:
+    lite = open_backend(weights.load(weights.LITE), "cpu", "fp32")
+    for path in sorted((shared / "photos" / "kodak").glob("*.png"))[:3]:
+        photo = read_photo(path).frame.planes[0][8:-8, 8:-8]
+        picture = torch.tensor(photo).permute(2, 0, 1)[None].float() / 255
+        exact, result = (backend.enhance(picture).clamp(0, 1) for backend in (lite, ReducedBackend(lite, factor)))
+        assert psnr(result, exact) > psnr(picture, exact) + 4
