@@ -142,8 +142,8 @@ def run(
 def test_every_picture_arrives_where_all_are_quick_enough(kind: type[Sink]) -> None:
     sink = kind()
     stats, said = run(Source(30, 0.04), sink)
-    assert sink.numbers == sorted(set(sink.numbers))
-    assert len(sink.numbers) >= 25, "the machine may be busy"
+    assert sink.numbers == sorted(sink.numbers)
+    assert len(set(sink.numbers)) >= 25, "the machine may be busy"
     assert 5 < stats.fps_in < 26
     assert 0 < stats.latency["sink"].p50 < 100
     assert (stats.model, stats.rung, stats.notice, said) == ("same", "as it is", None, [])

@@ -179,14 +179,14 @@ def _require_display() -> None:
     except OSError as error:
         raise OutputError(f"no window can be opened ({error}); use --preview web") from error
     x11.XOpenDisplay.restype = ctypes.c_void_p
+    # Stays open: an X server resets itself when its last client leaves, and refuses new ones meanwhile.
     display = x11.XOpenDisplay(None)
     if display is not None:
-        x11.XCloseDisplay(ctypes.c_void_p(display))
-    elif name := os.environ.get("DISPLAY"):
+        return
+    if name := os.environ.get("DISPLAY"):
         raise OutputError(f"the display {name} cannot be opened; use --preview web")
-    elif "WAYLAND_DISPLAY" in os.environ:
+    if "WAYLAND_DISPLAY" in os.environ:
         raise OutputError(
             "opencv-python's window needs X11 and DISPLAY is not set; install Xwayland or use --preview web"
         )
-    else:
-        raise OutputError("no display to open a window on (DISPLAY is not set); use --preview web")
+    raise OutputError("no display to open a window on (DISPLAY is not set); use --preview web")
