@@ -53,10 +53,9 @@ class Probe:
         pass
 
 
-def resident() -> float:
-    """MB of this process and its children."""
-    process = psutil.Process()
-    return sum(each.memory_info().rss for each in (process, *process.children(recursive=True))) / 1e6
+def resident(processes: list[psutil.Process]) -> float:
+    """MB."""
+    return sum(process.memory_info().rss for process in processes) / 1e6
 
 
 def rungs(model: str) -> Iterator[Rung]:
@@ -74,6 +73,8 @@ def measure(strength: float, options: argparse.Namespace) -> None:
     width, height = map(int, options.size.split("x"))
     source = open_live_source("test", (width, height), options.fps)
     ladder = Ladder([options.model], lambda model: list(rungs(model)), source.format, options.fps, pinned=False)
+    # Looked for once: going through all processes of the machine would itself make pictures late.
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     probe = Probe()
     controls = Controls(strength, model=options.model)
     begin = time.monotonic()
@@ -81,7 +82,7 @@ def measure(strength: float, options: argparse.Namespace) -> None:
 
     def watch(_stats: LiveStats) -> None:
         if time.monotonic() - begin > 5:  # what is used for the first time is there by then
-            memory.append(resident())
+            memory.append(resident(processes))
 
     run = LiveRun(source, ladder, [probe], controls, recording=no_recording, screenshot=lambda _: Path(), notify=print)
     stats = run.run(lambda: time.monotonic() - begin > 60 * options.minutes, watch)
