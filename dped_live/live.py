@@ -137,8 +137,6 @@ class LiveRun:
                 if progress is not None and time.monotonic() - told >= 1:
                     told = time.monotonic()
                     progress(self.stats())
-        except Cancelled:
-            pass
         except BaseException as error:  # noqa: BLE001 - raised below, when all is closed
             self._fail(error)
         finally:
