@@ -151,7 +151,7 @@ def test_auto_plans_tiles_for_what_does_not_fit_and_says_so(monkeypatch: pytest.
     assert torch.equal(backend.enhance(image), whole)
     assert lines == []
     monkeypatch.setattr(tiled, "_HOST_BYTES", 0)
-    monkeypatch.setattr(tiled, "_TILE_BYTES", 2 * 16 * 4 * 136**2)  # 100 and two halos of 18
+    monkeypatch.setattr(tiled, "_TILE_BYTES", (2 * 16 * 4 + 48) * 136**2)  # 100 and two halos of 18
     backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append)
     assert (backend.enhance(image) - whole).abs().max() < 1e-5
     assert not torch.equal(backend.enhance(image), whole)
