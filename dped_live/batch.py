@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dped_live.backends import Backend
 from dped_live.enhance import Enhancer, side_by_side_format
@@ -18,6 +19,9 @@ from dped_live.sinks.file import Companion, Encoding, FileSink, encoded_format
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
 from dped_live.sources.file import FileSource
 from dped_live.sources.images import is_photo, read_photo
+
+if TYPE_CHECKING:
+    from dped_live.table_filter import Filter
 
 _VIDEO_SUFFIXES = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".hevc", ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
@@ -43,12 +47,14 @@ class Settings:
     """How files are made.
 
     strength and before_after: see Enhancer. exact: normalise each frame of a video by itself, as the original does,
-    instead of by its scene. audio: copy the first sound.
+    instead of by its scene. follow: the model's filter, if videos are to be enhanced by its surrogate; see follower.py.
+    audio: copy the first sound.
     """
 
     strength: float = 1.0
     before_after: bool = False
     exact: bool = False
+    follow: Filter | None = None
     encoding: Encoding = field(default_factory=Encoding)
     audio: bool = True
     overwrite: bool = False
@@ -212,6 +218,10 @@ def enhance_video(
         if settings.strength > 0 and not settings.exact:
             notify(f"{job.source}: looking ahead for its scenes")
             policy = _look_ahead(job.source, backend, stop)
+            if settings.follow is not None:
+                from dped_live.follower import Follower
+
+                backend = policy = Follower(backend, backend, settings.follow, policy, live=False)
     except BaseException:
         source.close()
         sink.close(complete=False)

@@ -23,15 +23,18 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from dped_live.errors import DpedError
+from dped_live.errors import DpedError, InputError
 from dped_live.terminal import LINE_EVERY, clock, fetch_progress, ignore, interruptible, say
 
 if TYPE_CHECKING:
+    from dped_live.backends import Backend
     from dped_live.batch import Job, Outcome
     from dped_live.doctor import Check
+    from dped_live.generator import Generator
     from dped_live.live import LiveSource
     from dped_live.live_state import Controls, LiveSink, LiveStats
     from dped_live.pipeline import Stats
+    from dped_live.table_filter import Filter
 
 _LEAST_TILE = 64
 """Pixels; smaller ones would mostly be halo."""
@@ -164,6 +167,14 @@ def _enhance_parser() -> argparse.ArgumentParser:
         help="normalise by each frame's own statistics, as the original does, or by its scene's, without flicker "
         "(default: %(default)s: exact for photos, scene for videos)",
     )
+    group.add_argument(
+        "--follow",
+        choices=["on", "off", "auto"],
+        default="auto",
+        help="a model too slow for its frames can be followed: they go through tables of colours and a small filter, "
+        "fitted again each second to what the model makes of parts of them; nearly the same, many times faster "
+        "(default: %(default)s: live where it is needed, never for files)",
+    )
     group.add_argument("--before-after", action="store_true", help="write the picture before and after side by side")
 
     group = parser.add_argument_group("compute")
@@ -265,6 +276,8 @@ def _enhance(arguments: list[str]) -> int:
         if options.statistics == "exact":
             parser.error("--statistics exact is for files, not for --webcam, whose pictures would flicker")
         return _live(options)
+    if options.follow == "on" and options.statistics == "exact":
+        parser.error("--follow on and --statistics exact: one of them; what follows a model is not exact")
     for option in ("size", "fps", "preview", "serve", "virtual_cam", "record", "audio_input", "mirror", "json"):
         if getattr(options, option) not in (None, False):
             parser.error(f"--{option.replace('_', '-')} is for live pictures: name a --webcam")
@@ -288,7 +301,10 @@ def _enhance(arguments: list[str]) -> int:
         generator = weights.load(options.model, progress=fetched, notify=tell)
     backend = open_backend(generator, options.device, options.precision, options.tile, tell)
     tell(f"{options.model} on {backend.description}")
+    if options.follow == "on" and all(job.is_photo for job in jobs):
+        raise InputError("--follow on is for videos; photos are enhanced exactly")
     settings = batch.Settings(
+        follow=_filter_of(options.model) if options.follow == "on" else None,
         strength=options.strength,
         before_after=options.before_after,
         exact=options.statistics == "exact",
@@ -374,32 +390,46 @@ def _video_progress(job: Job, quiet: bool) -> Iterator[Callable[[Stats, int | No
 
 def _live(options: argparse.Namespace) -> int:
     from dped_live import weights
-    from dped_live.backends import Backend, open_backend
+    from dped_live.backends import open_backend
     from dped_live.backends.reduced import ReducedBackend
     from dped_live.ladder import Ladder, Rung
     from dped_live.live import LiveRun
     from dped_live.live_state import Controls
+    from dped_live.live_statistics import LivePolicy
     from dped_live.sinks.images import save_screenshot
     from dped_live.sources.live import open_live_source
 
     tell = ignore if options.quiet else say
     controls = Controls(options.strength, options.mirror, model=options.model)
 
-    def backend_of(model: str) -> Backend:
+    def generator_of(model: str) -> Generator:
         with fetch_progress(options.quiet) as fetched:
-            generator = weights.load(model, progress=fetched, notify=tell)
+            return weights.load(model, progress=fetched, notify=tell)
+
+    def open_(generator: Generator) -> Backend:
         return open_backend(generator, options.device, options.precision, options.tile, tell)
 
     def rungs(model: str) -> list[Rung]:
-        backend = backend_of(model)
+        generator = generator_of(model)
+        backend = open_(generator)
         tell(f"{model} on {backend.description}")
-        lite = backend if model == weights.LITE else backend_of(weights.LITE)
-        instead, lighter = ("", []) if lite is backend else ("lite ", [Rung("lite to hold the rate", lite)])
-        reduced = [
-            Rung(f"{instead}at 1/{factor} of the size to hold the rate", ReducedBackend(lite, factor))
-            for factor in (2, 3)
-        ]
-        return [Rung("exactly", backend), *lighter, *reduced]
+        found = [] if options.follow == "on" else [Rung("exactly", backend)]
+        filter_ = (
+            None if options.follow == "off" or model == weights.LITE else _filter_of(model, options.follow == "on")
+        )
+        if filter_ is not None:
+            from dped_live.follower import Follower
+
+            tell(f"{model} can be followed; getting ready, the first time takes some seconds")
+            follower = Follower(open_(generator), backend, filter_, LivePolicy(), live=True)
+            found.append(Rung(lambda: follower.state, follower, follower, is_quick=True))
+        lite = backend if model == weights.LITE else open_(generator_of(weights.LITE))
+        if lite is not backend:
+            found.append(Rung("lite to hold the rate", lite))
+        instead = "" if lite is backend else "lite "
+        for factor in (2, 3):
+            found.append(Rung(f"{instead}at 1/{factor} of the size to hold the rate", ReducedBackend(lite, factor)))
+        return found
 
     rungs_of_asked = rungs(options.model)  # before anything is opened: what is wrong with the model is said at once
     here = [name for name in weights.PUBLISHED if weights.state(name) in ("cached", "in DPED_LIVE_WEIGHTS")]
@@ -441,6 +471,19 @@ def _live(options: argparse.Namespace) -> int:
     with interruptible("ending") as interrupt, _live_progress(options.json, options.quiet) as progress:
         run.run(interrupt.asked, progress)
     return 130 if interrupt.asked() else 0
+
+
+def _filter_of(model: str, wanted: bool = True) -> Filter | None:
+    """What it takes to follow a model. wanted: raise if that cannot be done."""
+    from dped_live import weights
+    from dped_live.table_filter import filter_of
+
+    filter_ = filter_of(model)
+    if filter_ is None and wanted:
+        if model == weights.LITE:
+            raise InputError("lite is quick enough by itself; name another --model to be followed")
+        raise InputError(f"{model}: cannot be followed without its filter; make it with tools/fit_filter.py")
+    return filter_
 
 
 def _live_sinks(options: argparse.Namespace, controls: Controls, source: LiveSource) -> Iterator[LiveSink]:

@@ -73,7 +73,8 @@ def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
     if pixel.kind == "rgb":
         levels = torch.empty((fmt.height, fmt.width, 3), dtype=kind, device=rgb.device)
         for rows in _rows(rgb):
-            levels[rows] = _quantise(rgb[0, :, rows].permute(1, 2, 0).clamp(0, 1) * _maximum(pixel), pixel)
+            channels = _quantise(rgb[0, :, rows] * _maximum(pixel), pixel)
+            torch.stack(channels.unbind(), dim=-1, out=levels[rows])
         return [levels]
     luma_offset, luma_scale, chroma_offset, chroma_scale = _range(fmt)
     kr, kb = _LUMA["bt709" if fmt.matrix == "rgb" else fmt.matrix]

@@ -1,15 +1,17 @@
 """The rate held: the network as asked for if it is quick enough for the frame rate, else a lighter one.
 
-The rungs of the ladder, the best first: the model asked for; lite, if that is another; lite on a smaller picture. It is
-entered at the best rung that a trial run says will do, left downwards as soon as the rate is missed, and climbed only
-when the rung above would have a fifth of its time to spare, after five seconds; after each vain climb, twice as long.
+The rungs of the ladder, the best first: the model asked for; the same followed by its surrogate (follower.py); lite, if
+that is another; lite on a smaller picture. It is entered at the best rung that a trial run says will do, left downwards
+as soon as the rate is missed, and climbed only when the rung above would have a fifth of its time to spare, after five
+seconds; after each vain climb, twice as long.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -21,13 +23,14 @@ from dped_live.enhance import Enhancer
 from dped_live.frame import Frame, VideoFormat
 from dped_live.live_state import Controls, LivePicture
 from dped_live.live_statistics import LivePolicy
+from dped_live.scene_statistics import Policy
 from dped_live.statistics import Statistics
 
 _SPARE = 0.8
 """Part of the time for a frame that a rung may be expected to take for it to be climbed to."""
 
 _LATE = 8
-"""Frames of the running mean; and as many are waited for before a rung is judged."""
+"""Frames that a rung is judged by; and as many are waited for before it is."""
 
 _PATIENCE, _MOST_PATIENCE = 5.0, 320.0
 """Seconds before a climb, at first and at most."""
@@ -38,10 +41,15 @@ _TRIAL_SIDES = (8, 4, 2, 1)
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One way to enhance. label: for people."""
+    """One way to enhance, and what normalises its frames.
 
-    label: str
+    label: for people, or what gives that of the moment. is_quick: a trial run may be on the whole picture at once.
+    """
+
+    label: str | Callable[[], str]
     backend: Backend
+    policy: Policy = field(default_factory=LivePolicy)
+    is_quick: bool = False
 
 
 class Climb:
@@ -55,25 +63,24 @@ class Climb:
         self._allowed = allowed
         self.rung = next((rung for rung, seconds in enumerate(expected) if seconds <= allowed), len(expected) - 1)
         self._patience = [_PATIENCE] * len(expected)
-        self._mean = 0.0
-        self._frames = 0
+        self._last: deque[float] = deque(maxlen=_LATE)  # seconds of the last frames on this rung
         self._since = 0.0  # seconds on this rung
         self._load: float | None = None  # when this rung was climbed to
 
     def took(self, seconds: float, passed: float) -> None:
         """Learn that a frame took so long, and that so much time has passed since the one before."""
-        self._frames += 1
+        self._last.append(seconds)
         self._since += passed
-        # The first frames on a rung fill its caches and count little.
-        self._mean += (seconds - self._mean) / min(self._frames, _LATE)
-        if self._frames < _LATE:
+        if len(self._last) < _LATE:
             return
+        # But for the longest: a hiccup, or a new scene's beginning, is no reason to do less.
+        mean = (sum(self._last) - max(self._last)) / (_LATE - 1)
         # How busy the machine is: the rungs above will take longer, too, or less long than was expected.
-        load = self._mean / self._expected[self.rung]
-        if self._mean > self._allowed and self.rung + 1 < len(self._expected):
+        load = mean / self._expected[self.rung]
+        if mean > self._allowed and self.rung + 1 < len(self._expected):
             if self._load is not None and self._since < _PATIENCE:
                 # A vain climb: it takes longer than was expected of the machine as busy as it is.
-                self._expected[self.rung] = self._mean / self._load
+                self._expected[self.rung] = mean / self._load
                 self._patience[self.rung] = min(_MOST_PATIENCE, 2 * self._patience[self.rung])
             self._move(self.rung + 1, None)
         elif (
@@ -85,7 +92,8 @@ class Climb:
 
     def _move(self, rung: int, load: float | None) -> None:
         self.rung, self._load = rung, load
-        self._frames, self._since = 0, 0.0
+        self._last.clear()
+        self._since = 0.0
 
 
 class Ladder:
@@ -130,27 +138,29 @@ class Ladder:
         if controls.strength > 0:
             self._climb.took(ended - began, ended - self._before)
         self._before = ended
-        self.state = self._model, self._rungs[self._climb.rung].label
+        label = self._rungs[self._climb.rung].label
+        self.state = self._model, label if isinstance(label, str) else label()
         assert frame.captured_at is not None, "live frames have it"
         return LivePicture(before, after, frame.pts, frame.captured_at)
 
     def _choose(self, model: str, frame: Frame) -> None:
         rungs = list(self._open_rungs(model))[: 1 if self._pinned else None]
-        expected = [1.0] if self._pinned else [_trial(rung.backend, frame, self._allowed) for rung in rungs]
+        expected = [1.0] if self._pinned else [_trial(rung, frame, self._allowed) for rung in rungs]
         self._rungs = rungs
-        self._enhancers = [Enhancer(rung.backend, self._format, LivePolicy()) for rung in rungs]
+        self._enhancers = [Enhancer(rung.backend, self._format, rung.policy) for rung in rungs]
         self._climb = Climb(expected, self._allowed)
         self._model = model
 
 
-def _trial(backend: Backend, frame: Frame, allowed: float) -> float:
+def _trial(rung: Rung, frame: Frame, allowed: float) -> float:
     """About how many seconds a frame will take, found in not much more than `allowed`."""
     height, width = frame.format.height, frame.format.width
+    device = rung.backend.device
+    statistics = rung.backend.statistics(torch.full((1, 3, 64, 64), 0.5, device=device))
     estimate = 0.0
-    for side in _TRIAL_SIDES:
-        picture = torch.full((1, 3, max(8, height // side), max(8, width // side)), 0.5, device=backend.device)
-        statistics = backend.statistics(picture)
-        seconds = min(_timed(backend, picture, statistics) for _ in range(2))
+    for side in (1,) if rung.is_quick else _TRIAL_SIDES:
+        picture = torch.full((1, 3, max(8, height // side), max(8, width // side)), 0.5, device=device)
+        seconds = min(_timed(rung.backend, picture, statistics) for _ in range(2))
         # What does not grow with the picture counts too often: an upper bound.
         estimate = seconds * height * width / (picture.shape[2] * picture.shape[3])
         if estimate <= allowed or 4 * seconds > allowed:

@@ -102,6 +102,15 @@ def decibels(error: float) -> float:
     return -10 * math.log10(error) if error else math.inf
 
 
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of pictures (Wang et al. 2004): Gaussian windows of 11x11, each channel by itself.
+
+    a, b: (N, C, H, W) of one shape, values in [0, 1]; nothing is clamped. Returns float64 (N,); 1 where they are equal.
+    """
+    _expect(a.shape == b.shape, f"pictures of one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
+    return _similarity(a.double(), b.double())[0].mean(1)
+
+
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     """Multi-scale structural similarity of pictures, the standard one.
 

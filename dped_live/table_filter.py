@@ -1,0 +1,198 @@
+"""Table - filter - table: what DPED's network does to the pictures of one scene, nearly, at a thousandth of its work.
+
+    a table of colours    RGB -> three values, by a 3D table that belongs to the scene
+    a small filter        each value by a kernel of its own, 9x9, 5x5 and 5x5, then back to RGB by a 3x3 matrix; both
+                          belong to the model
+    a table of colours    RGB -> RGB, again of the scene
+
+The three values are the colour in a basis of the model's, in which its filters hardly mix: a 9x9 filter from each
+channel to each would cost five times as much and be nearer to the network by half a decibel (benchmarks/NOTES.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dped_live.table_kernels import NARROW, WIDE, Array, as_array, filter_rows, packed
+
+SIDE = 17
+"""Entries of a table along each axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """The filter of a model. A value: nobody writes to the arrays.
+
+    basis: (3, 3), from RGB to the three values; its inverse leads back. wide: (9, 9), of the first value; narrow:
+    (2, 5, 5), of the others. All float32.
+    """
+
+    basis: Array
+    wide: Array
+    narrow: Array
+
+    def __post_init__(self) -> None:
+        shapes = self.basis.shape, self.wide.shape, self.narrow.shape
+        if shapes != ((3, 3), (WIDE, WIDE), (2, NARROW, NARROW)):
+            raise ValueError(f"not a filter: shapes {shapes}")
+
+    @property
+    def back(self) -> Array:
+        """From the three values to RGB."""
+        return as_array(np.linalg.inv(self.basis.astype(np.float64)))
+
+
+@dataclass(frozen=True, slots=True)
+class TableFilter:
+    """Two tables and the filter between. A value: nobody writes to the arrays.
+
+    first, second: (17, 17, 17, 3), float32, indexed by red, green and blue from 0 to 1, with RGB as entries.
+    """
+
+    first: Array
+    filter: Filter
+    second: Array
+
+    def enhance(self, image: Tensor, out: Tensor | None = None, threads: int = 1) -> Tensor:
+        """image: (1, 3, H, W), RGB in [0, 1], float32, on any device. Returns the same shape, not clamped.
+
+        out: written to and returned, instead of new memory; may be the image. threads: used on a CPU, where the work is
+        done by table_kernels.py; elsewhere torch does it.
+        """
+        if image.device.type != "cpu":
+            enhanced = self._enhance_by_torch(image)
+            return enhanced if out is None else out.copy_(enhanced)
+        result = torch.empty_like(image, memory_format=torch.contiguous_format) if out is None else out
+        picture = image[0].contiguous()
+        # Another layout is written to by a copy.
+        target = picture if result.data_ptr() == image.data_ptr() else result[0]
+        written = target if target.is_contiguous() else torch.empty_like(picture)
+        self._filter(picture.numpy(), written.numpy(), self.second, threads)
+        if written.data_ptr() != result.data_ptr():
+            result[0] = written
+        return result
+
+    def filtered(self, picture: Array) -> Array:
+        """picture: (3, H, W). What the second table gets."""
+        out = np.empty_like(picture)
+        self._filter(picture, out, np.empty((0, 0, 0, 3), np.float32), 1)
+        return out
+
+    def towards(self, other: TableFilter, share: float) -> TableFilter:
+        """On the way to another of the same filter; share 1 is there."""
+        part = np.float32(share)
+        return TableFilter(
+            self.first + part * (other.first - self.first),
+            self.filter,
+            self.second + part * (other.second - self.second),
+        )
+
+    def _filter(self, picture: Array, out: Array, second: Array, threads: int) -> None:
+        height = picture.shape[1]
+        table = packed(self.first @ self.filter.basis.T)
+        parts = max(1, min(threads, height // (4 * WIDE)))
+        ends = [height * part // parts for part in range(parts + 1)]
+        last, back = packed(second), self.filter.back
+
+        def part(start: int, end: int) -> Callable[[], None]:
+            # Copies: when the picture itself is written to, a neighbour may have come there first.
+            above = picture[:, max(0, start - WIDE // 2) : start].copy()
+            below = picture[:, end : end + WIDE // 2].copy()
+            kernels = self.filter.wide, self.filter.narrow[0], self.filter.narrow[1]
+            return lambda: filter_rows(picture, start, end, above, below, SIDE, table, *kernels, back, last, out)
+
+        jobs = [part(start, end) for start, end in pairwise(ends)]
+        if parts == 1:
+            jobs[0]()
+            return
+        with ThreadPoolExecutor(parts) as pool:
+            for done in [pool.submit(job) for job in jobs]:
+                done.result()
+
+    def _enhance_by_torch(self, image: Tensor) -> Tensor:
+        device = image.device
+        values = _looked_up(self.first @ self.filter.basis.T, image)
+        planes = zip(torch.split(values, 1, dim=1), (self.filter.wide, *self.filter.narrow), strict=True)
+        filtered = [_convolved(plane, kernel) for plane, kernel in planes]
+        back = torch.from_numpy(self.filter.back).to(device)[:, :, None, None]
+        return _looked_up(self.second, F.conv2d(torch.cat(filtered, dim=1), back))
+
+
+def _looked_up(table: Array, image: Tensor) -> Tensor:
+    """As table_kernels.py does it."""
+    entries = torch.from_numpy(as_array(table)).to(image.device).reshape(-1, 3)
+    places = image[0].clamp(0, 1) * (SIDE - 1)
+    cells = places.floor().clamp_max(SIDE - 2)
+    # Along the axes in the order of what is left: the largest first.
+    within, order = (places - cells).sort(dim=0, descending=True, stable=True)
+    steps = torch.tensor([SIDE * SIDE, SIDE, 1], device=image.device)
+    corner = (cells.long() * steps[:, None, None]).sum(0)
+    low = torch.cat((torch.ones_like(within[:1]), within))
+    weights = low - torch.cat((within, torch.zeros_like(within[:1])))
+    result = weights[0] * entries[corner].movedim(-1, 0)
+    for number in range(3):
+        corner = corner + steps[order[number]]
+        result += weights[number + 1] * entries[corner].movedim(-1, 0)
+    return result[None]
+
+
+def _convolved(plane: Tensor, kernel: Array) -> Tensor:
+    reach = kernel.shape[0] // 2
+    padded = F.pad(plane, (reach,) * 4, mode="replicate")
+    return F.conv2d(padded, torch.from_numpy(kernel).to(plane.device)[None, None])
+
+
+def identity() -> Array:
+    """The table that changes nothing."""
+    axis = np.linspace(0, 1, SIDE, dtype=np.float32)
+    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
+
+
+_PACKAGED = Path(__file__).parent / "models" / "filters.safetensors"
+
+
+def filter_of(model: str) -> Filter | None:
+    """The filter of a model, by its name or its file: those of DPED's models ship with the package, another one's lies
+    beside it as NAME.filter.safetensors. None if there is none; tools/fit_filter.py makes them.
+    """
+    packaged = read_filters(_PACKAGED)
+    if model in packaged:
+        return packaged[model]
+    path = filter_path(model)
+    return next(iter(read_filters(path).values())) if path.is_file() else None
+
+
+def filter_path(model: str) -> Path:
+    """Where the filter of a model's file lies."""
+    return Path(model).with_suffix(".filter.safetensors")
+
+
+def read_filters(path: Path) -> dict[str, Filter]:
+    """By the models' names."""
+    arrays = safetensors.numpy.load_file(path)
+    names = sorted({name.rpartition(".")[0] for name in arrays})
+    return {name: Filter(*(arrays[f"{name}.{part}"] for part in _PARTS)) for name in names}
+
+
+def save_filter(model: str, filter_: Filter) -> Path:
+    """Into the package for a name, else beside the model's file. Returns the file."""
+    is_file = Path(model).is_file()
+    path = filter_path(model) if is_file else _PACKAGED
+    several = {} if is_file else read_filters(path)
+    several[Path(model).stem if is_file else model] = filter_
+    arrays = {f"{name}.{part}": getattr(one, part) for name, one in several.items() for part in _PARTS}
+    safetensors.numpy.save_file(arrays, path)
+    return path
+
+
+_PARTS = ("basis", "wide", "narrow")
