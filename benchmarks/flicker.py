@@ -5,7 +5,8 @@
 
 Prints one Markdown table a model: a row is one measure of one clip (benchmarks/sequences.py), a column one policy:
 "exact" normalises each frame by itself, as the original does; "scene" is what files get, "live" what cameras get, both
-through dped_live.enhance as in the program. Levels are of an 8-bit picture. --sheet draws the frames.
+through dped_live.enhance as in the program; "followed" is a file with --follow on. Levels are of an 8-bit picture.
+--sheet draws the frames.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from torch import Tensor
 from dped_live import weights
 from dped_live.backends import Backend, open_backend
 from dped_live.enhance import Enhancer
+from dped_live.follower import Follower
 from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
 from dped_live.live_statistics import LivePolicy
 from dped_live.metrics import RECEPTIVE_RADIUS, luma, mean_luma_jump, pan_flicker, psnr, static_flicker
 from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
+from dped_live.table_filter import Filter, filter_of
 
 RATE = 30
 THUMBNAIL_COLUMNS = 6
@@ -50,10 +53,13 @@ def tensor(picture: np.ndarray) -> Tensor:
     return torch.tensor(picture).permute(2, 0, 1)[None].float() / 255
 
 
-def enhance(backend: Backend, clip: Clip, policy: str) -> Tensor:
-    """The clip under a policy, (T, 3, H, W) in [0, 1], in 8 bits as a viewer gets it."""
+def enhance(backend: Backend, clip: Clip, policy: str, filter_: Filter | None = None) -> Tensor:
+    """The clip under a policy, (T, 3, H, W) in [0, 1], in 8 bits as a viewer gets it; with a filter, followed."""
     frames = frames_of(clip)
-    enhancer = Enhancer(backend, frames[0].format, POLICIES[policy](frames, backend))
+    chosen = POLICIES[policy](frames, backend)
+    if filter_ is not None:
+        backend = chosen = Follower(backend, backend, filter_, chosen, live=False)
+    enhancer = Enhancer(backend, frames[0].format, chosen)
     return torch.cat([tensor(frame.planes[0]) for frame in enhancer.map(frames)])
 
 
@@ -98,18 +104,20 @@ def measures(clip: Clip, pictures: Tensor, unbarred: Tensor, original: Tensor) -
         yield "frames after the cut until 50 dB", str(recovered)
 
 
-def treated(backend: Backend, clip: Clip) -> dict[str, Tensor]:
-    """The clip as it is and under each policy."""
+def treated(backend: Backend, clip: Clip, filter_: Filter | None) -> dict[str, Tensor]:
+    """The clip as it is, under each policy, and followed."""
+    followed = {} if filter_ is None else {"followed": enhance(backend, clip, "scene", filter_)}
     return {
         "input": torch.cat([tensor(picture) for picture in clip.frames]),
         **{name: enhance(backend, clip, name) for name in POLICIES},
+        **followed,
     }
 
 
-def measured(backend: Backend, clip: Clip, unbarred: Clip) -> tuple[list[str], Image.Image]:
+def measured(backend: Backend, clip: Clip, unbarred: Clip, filter_: Filter | None) -> tuple[list[str], Image.Image]:
     """The clip's rows of the table, and its contact sheet."""
-    results = treated(backend, clip)
-    plain = treated(backend, unbarred) if clip.bar else results
+    results = treated(backend, clip, filter_)
+    plain = treated(backend, unbarred, filter_) if clip.bar else results
     columns = [dict(measures(clip, results[name], plain[name], plain["exact"])) for name in results]
     lines = [f"| {clip.name} | {name} | {' | '.join(column[name] for column in columns)} |" for name in columns[0]]
     return lines, contact_sheet(clip.name, results)
@@ -157,10 +165,12 @@ def main() -> None:
         for model in models:
             backend = open_backend(weights.load(model), "cpu", options.precision)
             print(f"{model}, {backend.description}, {options.frames} frames:\n")
-            print(f"| clip | measure | input | {' | '.join(POLICIES)} |\n|---|---|---|{'---|' * len(POLICIES)}")
+            filter_ = filter_of(model)
+            columns = ["input", *POLICIES, *([] if filter_ is None else ["followed"])]
+            print(f"| clip | measure | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
             sheets = []
             for clip in clips:
-                lines, sheet = measured(backend, clip, clips[0])
+                lines, sheet = measured(backend, clip, clips[0], filter_)
                 print(*lines, sep="\n", flush=True)
                 sheets.append(sheet)
             print()

@@ -29,7 +29,7 @@ from dped_live.statistics import Statistics
 _SPARE = 0.8
 """Part of the time for a frame that a rung may be expected to take for it to be climbed to."""
 
-_LATE = 8
+_LATE = 10
 """Frames that a rung is judged by; and as many are waited for before it is."""
 
 _PATIENCE, _MOST_PATIENCE = 5.0, 320.0

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dped_live.table_kernels import NARROW, WIDE, Array, as_array, filter_rows, packed
+from dped_live.table_kernels import NARROW, WIDE, Array, as_array, filter_rows, look_up, packed
 
 SIDE = 17
 """Entries of a table along each axis."""
@@ -84,9 +84,20 @@ class TableFilter:
 
     def filtered(self, picture: Array) -> Array:
         """picture: (3, H, W). What the second table gets."""
+        # A view of another layout would be compiled for anew, while all else waits.
+        picture = as_array(picture)
         out = np.empty_like(picture)
         self._filter(picture, out, np.empty((0, 0, 0, 3), np.float32), 1)
         return out
+
+    def of_flat(self, colours: Array) -> Array:
+        """colours: (3, P). What becomes of large parts of these colours, which the filter changes by its sum alone."""
+        first, second = np.empty_like(colours), np.empty_like(colours)
+        look_up(packed(self.first), SIDE, colours, first)
+        sums = np.array([kernel.sum() for kernel in (self.filter.wide, *self.filter.narrow)])
+        filtered = self.filter.back @ (sums[:, None] * (self.filter.basis @ first))
+        look_up(packed(self.second), SIDE, as_array(filtered), second)
+        return second
 
     def towards(self, other: TableFilter, share: float) -> TableFilter:
         """On the way to another of the same filter; share 1 is there."""
