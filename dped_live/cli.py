@@ -413,10 +413,10 @@ def _live(options: argparse.Namespace) -> int:
         generator = generator_of(model)
         backend = open_(generator)
         tell(f"{model} on {backend.description}")
-        found = [] if options.follow == "on" else [Rung("exactly", backend)]
-        filter_ = (
-            None if options.follow == "off" or model == weights.LITE else _filter_of(model, options.follow == "on")
-        )
+        filter_ = None
+        if model != weights.LITE and options.follow != "off":
+            filter_ = _filter_of(model, options.follow == "on")
+        found = [] if filter_ is not None and options.follow == "on" else [Rung("exactly", backend)]
         if filter_ is not None:
             from dped_live.follower import Follower
 
@@ -431,6 +431,8 @@ def _live(options: argparse.Namespace) -> int:
             found.append(Rung(f"{instead}at 1/{factor} of the size to hold the rate", ReducedBackend(lite, factor)))
         return found
 
+    if options.follow == "on":
+        _filter_of(options.model)
     rungs_of_asked = rungs(options.model)  # before anything is opened: what is wrong with the model is said at once
     here = [name for name in weights.PUBLISHED if weights.state(name) in ("cached", "in DPED_LIVE_WEIGHTS")]
     source = open_live_source(options.webcam, options.size, options.fps)

@@ -51,14 +51,17 @@ _SHARE = 0.25
 _INTERVAL = Fraction(1)
 """Seconds of a file from one fit to the next."""
 
+_SOONEST, _UNKNOWN = Fraction(1, 5), 0.01
+"""Seconds after which there is another fit in a file if such a part of the picture has colours of no sample."""
+
 _KEPT = 0.6
 """So much of a scene's samples are kept, of the area of its pictures; the oldest go."""
 
-_GOES_OVER = 1.0
+_GOES_OVER = 0.3
 """Time constant of going over to new tables, in seconds; slower where a still scene would be seen to change."""
 
-_STEP = 0.07 / 255
-"""The largest change of luma of a colour of the picture from one frame to the next, while the light is steady."""
+_STEP = 0.05 / 255
+"""Change of luma, of nearly all colours of the picture, from one frame to the next, while the light is steady."""
 
 _STEADY = 1e-3
 """Distance of the statistics of neighbouring frames up to which it is."""
@@ -102,6 +105,7 @@ class _Scene:
         self._filter = filter_
         self._tables = tables
         self._batches = [] if batch is None else [batch]
+        self._seen = np.zeros(_COLOURS**3, bool)  # the colours of the samples
         self._seconds = 0.0  # that the network takes for a pixel; 0: not known yet
 
     def refit(self, image: Tensor, statistics: Statistics, share: float | None, measure: bool) -> _Refit:
@@ -133,8 +137,14 @@ class _Scene:
             del self._batches[0]
         known = [sample for batch in self._batches for sample in batch.samples]
         self._tables = fit(known, self._filter, self._tables)
+        self._seen = sum((_histogram(sample.before) for sample in known), np.zeros(_COLOURS**3)) > 0
         measured = self._network.statistics(_gathered(image, _MEASURED)) if measure else None
         return _Refit(self, self._tables, measured)
+
+    def unknown(self, image: Tensor) -> float:
+        """The part of a picture that has colours of no sample."""
+        found = _histogram(image[0].cpu().numpy())
+        return float(found[~self._seen].sum() / found.sum())
 
 
 class Follower:
@@ -244,7 +254,8 @@ class Follower:
             self._jump(self._scene.refit(image, statistics, 1, False).tables)
             self._fitted_at = now
             return
-        if now - self._fitted_at >= _INTERVAL:
+        passed = now - self._fitted_at
+        if passed >= _INTERVAL or (passed >= _SOONEST and self._scene.unknown(image) > _UNKNOWN):
             self._aim(self._scene.refit(image, statistics, _SHARE, False).tables)
             self._fitted_at = now
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dped_live.table_filter import SIDE, Filter, TableFilter, identity
+from dped_live.table_filter import SIDE, Filter, TableFilter, identity, refined
 from dped_live.table_kernels import Array, accumulate, as_array, empty_equations, look_up, packed, solve
 
 RIM = 8
 """Pixels at a sample's sides that are not fitted to: the network sees there what is not around the sample in the
 picture. Its field reaches 18 pixels, but without what lies beyond 8 the result agrees to 78 dB (in FP16 to 81)."""
 
-_BEND, _PULL = 1e-2, 1e-5
-"""Weights of the squared second differences of a table, and of its squared distance from the affine map that fits best,
-against the mean squared error; for each entry of the table. The one forbids bands, the other lets colours that no
-sample has follow the others."""
+_BEND, _PULL = 1e-2, 1e-2
+"""Weights, against the mean squared error, of the squared second differences of what a table adds to the usual one, and
+of that itself; for each entry of the table. The one forbids bands; both together let colours that no sample has follow
+their neighbours, and far from these be as usual."""
 
 _STEPS = 40
 _MOST = 120_000
@@ -50,17 +50,17 @@ def fit(samples: Sequence[Sample], filter_: Filter, begin: TableFilter | None = 
 
     before = pooled([sample.before for sample in samples])
     after = pooled([sample.after for sample in samples])
-    first = _table(before, after, None) if begin is None else begin.first
-    second = None if begin is None else begin.second
+    usual_first, usual_second = refined(filter_.first), refined(filter_.second)
+    first = _table(before, after, usual_first, usual_first) if begin is None else begin.first
+    second = usual_second if begin is None else begin.second
     for number in range(rounds):
         whole = TableFilter(first, filter_, identity())
         filtered = pooled([whole.filtered(sample.before) for sample in samples])
-        second = _table(filtered, after, second)
+        second = _table(filtered, after, usual_second, second)
         if number + 1 < rounds:
             # What is still missing after both is asked of the first.
             missing = after - _looked_up(second, filtered)
-            first = _table(before, _looked_up(first, before) + missing, first)
-    assert second is not None, "at least one round"
+            first = _table(before, _looked_up(first, before) + missing, usual_first, first)
     return TableFilter(first, filter_, second)
 
 
@@ -70,21 +70,10 @@ def _looked_up(table: Array, colours: Array) -> Array:
     return out
 
 
-def _table(colours: Array, targets: Array, begin: Array | None) -> Array:
-    """The table that turns colours into targets, both (3, P)."""
+def _table(colours: Array, targets: Array, usual: Array, begin: Array) -> Array:
+    """The table that turns colours into targets, both (3, P). begin: where the search begins."""
     products, sums = empty_equations(SIDE)
-    accumulate(colours, targets, products, sums)
-    base = _affine(colours, targets)
+    accumulate(colours, targets - _looked_up(usual, colours), products, sums)
     each = colours.shape[1] / SIDE**3
-    table = solve(products, sums, _BEND * each, _PULL * each, base, base if begin is None else begin, _STEPS)
-    return table.clip(-0.25, 1.25)
-
-
-def _affine(colours: Array, targets: Array) -> Array:
-    """The affine map that turns colours into targets best, as a table; damped towards no change."""
-    mean, target_mean = colours.mean(1), targets.mean(1)
-    x = (colours[:, ::7].T - mean).astype(np.float64)
-    y = (targets[:, ::7].T - target_mean).astype(np.float64)
-    damping = 1e-3 * len(x) * np.eye(3)
-    matrix = np.linalg.solve(x.T @ x + damping, x.T @ y + damping)
-    return as_array((identity() - mean) @ matrix + target_mean)
+    added = solve(products, sums, _BEND * each, _PULL * each, begin - usual, _STEPS)
+    return (usual + added).clip(-0.25, 1.25)

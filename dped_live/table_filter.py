@@ -25,25 +25,32 @@ from torch import Tensor
 
 from dped_live.table_kernels import NARROW, WIDE, Array, as_array, filter_rows, look_up, packed
 
-SIDE = 17
-"""Entries of a table along each axis."""
+SIDE, USUAL_SIDE = 17, 9
+"""Entries of a scene's table, and of a model's usual one, along each axis."""
+
+PARTS = ("basis", "wide", "narrow", "first", "second")
+"""What a filter is made of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """The filter of a model. A value: nobody writes to the arrays.
+    """The filter of a model, and its usual tables. A value: nobody writes to the arrays.
 
     basis: (3, 3), from RGB to the three values; its inverse leads back. wide: (9, 9), of the first value; narrow:
-    (2, 5, 5), of the others. All float32.
+    (2, 5, 5), of the others. first, second: (9, 9, 9, 3), tables fitted to many scenes at once, for colours of which a
+    scene's samples say nothing. All float32.
     """
 
     basis: Array
     wide: Array
     narrow: Array
+    first: Array
+    second: Array
 
     def __post_init__(self) -> None:
-        shapes = self.basis.shape, self.wide.shape, self.narrow.shape
-        if shapes != ((3, 3), (WIDE, WIDE), (2, NARROW, NARROW)):
+        shapes = tuple(getattr(self, part).shape for part in PARTS)
+        table = (USUAL_SIDE,) * 3 + (3,)
+        if shapes != ((3, 3), (WIDE, WIDE), (2, NARROW, NARROW), table, table):
             raise ValueError(f"not a filter: shapes {shapes}")
 
     @property
@@ -163,9 +170,16 @@ def _convolved(plane: Tensor, kernel: Array) -> Tensor:
     return F.conv2d(padded, torch.from_numpy(kernel).to(plane.device)[None, None])
 
 
-def identity() -> Array:
+def refined(table: Array) -> Array:
+    """A table of any side as one of SIDE."""
+    out = np.empty((3, SIDE**3), np.float32)
+    look_up(packed(table), table.shape[0], as_array(identity().reshape(-1, 3).T), out)
+    return as_array(out.T.reshape(SIDE, SIDE, SIDE, 3))
+
+
+def identity(side: int = SIDE) -> Array:
     """The table that changes nothing."""
-    axis = np.linspace(0, 1, SIDE, dtype=np.float32)
+    axis = np.linspace(0, 1, side, dtype=np.float32)
     return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
 
 
@@ -192,7 +206,7 @@ def read_filters(path: Path) -> dict[str, Filter]:
     """By the models' names."""
     arrays = safetensors.numpy.load_file(path)
     names = sorted({name.rpartition(".")[0] for name in arrays})
-    return {name: Filter(*(arrays[f"{name}.{part}"] for part in _PARTS)) for name in names}
+    return {name: Filter(*(arrays[f"{name}.{part}"] for part in PARTS)) for name in names}
 
 
 def save_filter(model: str, filter_: Filter) -> Path:
@@ -201,9 +215,6 @@ def save_filter(model: str, filter_: Filter) -> Path:
     path = filter_path(model) if is_file else _PACKAGED
     several = {} if is_file else read_filters(path)
     several[Path(model).stem if is_file else model] = filter_
-    arrays = {f"{name}.{part}": getattr(one, part) for name, one in several.items() for part in _PARTS}
+    arrays = {f"{name}.{part}": getattr(one, part) for name, one in several.items() for part in PARTS}
     safetensors.numpy.save_file(arrays, path)
     return path
-
-
-_PARTS = ("basis", "wide", "narrow")

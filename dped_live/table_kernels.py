@@ -256,16 +256,16 @@ def _times(products: Array, table: Array, bend: float, pull: float, out: Array) 
     _bend(table, out, bend)
 
 
-def solve(products: Array, sums: Array, bend: float, pull: float, base: Array, begin: Array, steps: int) -> Array:
+def solve(products: Array, sums: Array, bend: float, pull: float, begin: Array, steps: int) -> Array:
     """Least squares, by so many steps of conjugate gradients from `begin`; the three columns by themselves.
 
     Minimises the sum of squares that `accumulate` collected, plus `bend` times the squared second differences between
-    neighbouring entries, plus `pull` times the squared distance from `base`. Returns the table.
+    neighbouring entries, plus `pull` times the squared entries. Returns the table.
     """
     diagonal = products[:, :, :, 1, 1, 1, None] + np.float32(18 * bend + pull)
     table, product = begin.copy(), np.empty_like(begin)
     _times(products, table, bend, pull, product)
-    residual = sums + np.float32(pull) * base - product
+    residual = sums - product
     scaled = residual / diagonal
     direction = scaled.copy()
     size = (residual * scaled).sum((0, 1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,10 @@ import pytest
 import torch
 
 from dped_live import cli, weights
+from dped_live.table_filter import save_filter
 
 from conftest import random_generator
+from test_table_filter import nothing
 
 SECONDS = 60
 """How long a child process may take."""
@@ -402,6 +405,19 @@ def test_strength_0_is_the_input(dped_live: Callable[..., Said]) -> None:
     assert np.abs(pixels("half.png") - (before + after) / 2)[unclipped].max() <= 1
 
 
+def test_a_video_is_followed_and_a_photo_beside_it_is_not(dped_live: Callable[..., Said], model: Path) -> None:
+    shutil.copy(model, "own.safetensors")
+    save_filter("own.safetensors", nothing())
+    photo("a.png"), clip("c.mp4")
+    said = dped_live("a.png", "c.mp4", "-o", "out", "--model", "own.safetensors", "--follow", "on")
+    assert said.code == 0, said.err
+    dped_live("a.png", "c.mp4", "-o", "exact", "--model", "own.safetensors")
+    assert np.array_equal(pixels("out/a.png"), pixels("exact/a.png"))
+    with av.open("out/c.mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 10
+    assert Path("out/c.mp4").read_bytes() != Path("exact/c.mp4").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -444,6 +460,11 @@ def test_wrong_usage(dped_live: Callable[..., Said], arguments: list[str], messa
         (["a.png", "-o", "b.xyz"], "b.xyz: a.png is a photo; name it "),
         (["a.png", "-o", "b.mp4"], "b.mp4: a.png is a photo; name it "),
         (["missing.png"], "missing.png: no such file"),
+        (
+            ["c.mp4", "--follow", "on", "--model", "m.safetensors"],
+            "m.safetensors: cannot be followed without its filter",
+        ),
+        (["a.png", "--follow", "on"], "--follow on is for videos; photos are enhanced exactly"),
         (["/dev/null"], "/dev/null: not a regular file"),
         (["c.mp4", "-o", "d.xyz"], "c.mp4: d.xyz: no container has the suffix '.xyz'; use .mp4, .mkv or .mov"),
         (["c.mp4", "-o", "d.png"], "c.mp4: d.png: .png files cannot hold libx264"),
@@ -454,12 +475,13 @@ def test_wrong_usage(dped_live: Callable[..., Said], arguments: list[str], messa
 )
 def test_what_cannot_be_is_one_line(dped_live: Callable[..., Said], arguments: list[str], message: str) -> None:
     photo("a.png"), clip("c.mp4")
+    weights.save(random_generator(2, 1), Path("m.safetensors"))
     said = dped_live(*arguments)
     assert said.code == 1
     assert said.out == ""
     assert len(said.errors) == 1
     assert said.errors[0].startswith(f"dped-live: {message}")
-    assert files() == ["a.png", "c.mp4"]
+    assert files() == ["a.png", "c.mp4", "m.safetensors"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

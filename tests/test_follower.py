@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_surrogate import scene
-from test_table_filter import nothing
 
 from dped_live import weights
 from dped_live.backends import Backend, open_backend
@@ -25,13 +23,16 @@ from dped_live.metrics import luma, psnr
 from dped_live.scene_statistics import ScenePolicy, SceneStatistics
 from dped_live.sources.images import read_photo
 from dped_live.statistics import Statistics
-from dped_live.table_filter import filter_of
+from dped_live.surrogate import Sample, fit
+from dped_live.table_filter import Filter, filter_of
+from dped_live.table_kernels import as_array
 
 from conftest import random_generator
+from test_surrogate import scene
+from test_table_filter import nothing
 
 HEIGHT, WIDTH = 240, 320
 FORMAT = VideoFormat(WIDTH, HEIGHT, PIXEL_FORMATS["rgb24"], time_base=Fraction(1, 30))
-GENERATOR = random_generator(8, 2)
 
 
 def backend(seed: int = 0) -> Backend:
@@ -44,6 +45,18 @@ def frame(number: int, seed: int = 0, left: int = 0) -> Frame:
     return Frame((np.ascontiguousarray(picture),), FORMAT, Fraction(number, 30))
 
 
+def usual() -> Filter:
+    """A filter that does nothing, with tables fitted to what the network makes of some scenes."""
+    pictures = [scene(seed, HEIGHT, WIDTH) for seed in range(10, 16)]
+    made = [backend().enhance(torch.from_numpy(picture)[None])[0].numpy() for picture in pictures]
+    found = fit([Sample(*pair) for pair in zip(pictures, made, strict=True)], nothing())
+    first, second = (as_array(table[::2, ::2, ::2]) for table in (found.first, found.second))
+    return replace(nothing(), first=first, second=second)
+
+
+USUAL = usual()
+
+
 def tensor(picture: np.ndarray) -> torch.Tensor:
     return torch.tensor(picture).permute(2, 0, 1)[None].float() / 255
 
@@ -53,7 +66,7 @@ def exact(one: Frame, statistics: Statistics | None = None) -> torch.Tensor:
 
 
 def live() -> tuple[Follower, Enhancer]:
-    follower = Follower(backend(), backend(), nothing(), LivePolicy(), live=True)
+    follower = Follower(backend(), backend(), USUAL, LivePolicy(), live=True)
     return follower, Enhancer(follower, FORMAT, follower)
 
 
@@ -172,7 +185,7 @@ class Failing:
 
 
 def test_where_the_network_fails_it_says_so_and_the_last_tables_go_on() -> None:
-    follower = Follower(Failing(), backend(), nothing(), LivePolicy(), live=True)
+    follower = Follower(Failing(), backend(), USUAL, LivePolicy(), live=True)
     enhancer = Enhancer(follower, FORMAT, follower)
     first = enhancer.enhance(frame(0)).planes[0]
     number = 0
@@ -190,14 +203,14 @@ def test_a_bug_of_the_network_is_not_hidden() -> None:
         def enhance(self, image: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
             raise ZeroDivisionError(f"{image.shape}")
 
-    follower = Follower(Broken(), backend(), nothing(), LivePolicy(), live=True)
+    follower = Follower(Broken(), backend(), USUAL, LivePolicy(), live=True)
     enhancer = Enhancer(follower, FORMAT, follower)
     with pytest.raises(ZeroDivisionError):
         until(lambda: False, lambda: enhancer.enhance(frame(0)))
 
 
 def test_a_small_picture_is_enhanced_by_the_network_itself() -> None:
-    follower = Follower(Failing(), backend(), nothing(), LivePolicy(), live=True)
+    follower = Follower(Failing(), backend(), USUAL, LivePolicy(), live=True)
     image = torch.rand(1, 3, 40, 300)
     assert torch.equal(follower.enhance(image), backend().enhance(image))
 
@@ -215,7 +228,7 @@ def scenes() -> ScenePolicy:
 
 
 def film() -> list[np.ndarray]:
-    follower = Follower(backend(), backend(), nothing(), scenes(), live=False)
+    follower = Follower(backend(), backend(), USUAL, scenes(), live=False)
     enhancer = Enhancer(follower, FORMAT, follower)
     frames = [frame(number, 0 if number < 20 else 5, left=4 * (number % 20)) for number in range(70)]
     return [one.planes[0] for one in enhancer.map(frames)]

@@ -18,8 +18,12 @@ import av
 import numpy as np
 import pytest
 
-from dped_live import cli
+from dped_live import cli, weights
 from dped_live.sources.testcard import frame_number
+from dped_live.table_filter import save_filter
+
+from conftest import random_generator
+from test_table_filter import nothing
 
 SECONDS = 60
 
@@ -100,6 +104,19 @@ def test_interrupted(tmp_path: Path, number: int) -> None:
         assert sum(1 for _ in container.decode(video=0)) > 5
 
 
+@pytest.mark.parametrize("follow", ["on", "off"])
+def test_a_model_is_followed_as_asked(tmp_path: Path, follow: str) -> None:
+    weights.save(random_generator(64, 4), tmp_path / "own.safetensors")
+    save_filter(str(tmp_path / "own.safetensors"), nothing())
+    arguments = ("--webcam", "test", "--size", "320x180", "--model", "own.safetensors", "--preview", "none", "--json")
+    with started(tmp_path, *arguments, "--serve", "0", "--follow", follow) as process:
+        assert process.stdout is not None
+        soon(lambda: (stats := json.loads(process.stdout.readline()))["rung"] and stats["fps_out"] > 1)  # type: ignore[union-attr]
+        stats = json.loads(process.stdout.readline())
+    assert stats["model"] == "own.safetensors"
+    assert (re.fullmatch(r"followed, refit \d+\.\d s ago", stats["rung"]) is not None) == (follow == "on")
+
+
 def test_without_a_display_another_preview_is_offered(tmp_path: Path) -> None:
     with started(tmp_path, "--webcam", "test") as process:
         assert process.wait(SECONDS) == 1
@@ -119,6 +136,8 @@ def test_without_a_display_another_preview_is_offered(tmp_path: Path) -> None:
         (["--webcam", "test", "--size", "big"], 2, "'big' is not a size such as 1280x720"),
         (["--webcam", "test", "--fps", "0"], 2, "'0' is not a rate from 1 to 1000 pictures a second"),
         (["--webcam", "test", "--serve", "x:y"], 2, "'x:y' is not a port or HOST:PORT"),
+        (["a.mp4", "--follow", "on", "--statistics", "exact"], 2, "--follow on and --statistics exact: one of them"),
+        (["--webcam", "test", "--follow", "on"], 1, "lite is quick enough by itself; name another --model"),
         (["--webcam", "no such camera"], 1, "no such camera: there is no camera of this name, and no file"),
         (["--webcam", "test", "--model", "nosuch"], 1, "nosuch: no such model or file"),
         (["--webcam", "test", "--preview", "none", "-o", "no/where.mp4"], 1, "no/where.mp4: "),

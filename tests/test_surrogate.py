@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from test_table_filter import anything, nothing
 
 from dped_live import weights
 from dped_live.backends import open_backend
 from dped_live.metrics import psnr, ssim
 from dped_live.sources.images import read_photo
 from dped_live.surrogate import RIM, Sample, fit
-from dped_live.table_filter import TableFilter, filter_of, identity
+from dped_live.table_filter import Filter, TableFilter, filter_of, identity
 from dped_live.table_kernels import Array, as_array
+
+from test_table_filter import anything, nothing
 
 
 def scene(seed: int, height: int = 160, width: int = 200) -> Array:
@@ -42,10 +44,17 @@ def decibels(a: Array, b: Array) -> float:
     return psnr(torch.from_numpy(a).clamp(0, 1)[None], torch.from_numpy(b).clamp(0, 1)[None])
 
 
+def usual(one: TableFilter) -> Filter:
+    """The filter with tables that are nearly those."""
+    tables = (0.95 * table[::2, ::2, ::2] + np.float32(0.02) for table in (one.first, one.second))
+    first, second = map(as_array, tables)
+    return replace(one.filter, first=first, second=second)
+
+
 def test_it_finds_tables_of_its_own_form() -> None:
     true = toned()
     known = [Sample(scene(seed), after(scene(seed), true)) for seed in range(3)]
-    found = fit(known, true.filter)
+    found = fit(known, usual(true))
     assert decibels(after(scene(9), found), after(scene(9), true)) > 40
     assert decibels(scene(9), after(scene(9), true)) < 20
 
@@ -77,11 +86,8 @@ def test_colours_never_seen_follow_those_seen() -> None:
     row = np.linspace(0, 1, 256, dtype=np.float32)
     reds = np.stack([row, 0.2 * row, 0.2 * row])[:, None]
     result = after(as_array(reds), found)[:, 0]
-    assert np.isfinite(result).all()
     assert (np.diff(result[0]) > -1e-3).all(), "more red in, more red out"
-    assert abs(result[0, 200] - 1.2 * row[200]) < 0.1
-    assert result.min() > -0.3
-    assert result.max() < 1.3
+    assert np.abs(result[:, 230:] - reds[:, 0, 230:]).max() < 0.05, "far from all that was seen as usual"
 
 
 def test_no_bands_in_a_sky() -> None:

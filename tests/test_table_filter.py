@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ import torch
 from torch import Tensor
 
 from dped_live import table_kernels, weights
-from dped_live.table_filter import SIDE, Filter, TableFilter, filter_of, filter_path, identity, save_filter
+from dped_live.table_filter import (
+    SIDE,
+    USUAL_SIDE,
+    Filter,
+    TableFilter,
+    filter_of,
+    filter_path,
+    identity,
+    refined,
+    save_filter,
+)
 
 SIZES = [(1, 1), (5, 3), (37, 64), (90, 41)]
 
@@ -20,16 +31,16 @@ def nothing() -> Filter:
     basis = np.array([[0.3, 0.6, 0.1], [1, -1, 0.2], [0.5, 0.4, -1]], np.float32)
     wide, narrow = np.zeros((9, 9), np.float32), np.zeros((2, 5, 5), np.float32)
     wide[4, 4] = narrow[:, 2, 2] = 1
-    return Filter(basis, wide, narrow)
+    return Filter(basis, wide, narrow, identity(USUAL_SIDE), identity(USUAL_SIDE))
 
 
 def anything(seed: int = 0) -> TableFilter:
     random = np.random.default_rng(seed)
     plain = nothing()
-    filter_ = Filter(
-        plain.basis,
-        plain.wide + random.normal(0, 0.02, plain.wide.shape).astype(np.float32),
-        plain.narrow + random.normal(0, 0.02, plain.narrow.shape).astype(np.float32),
+    filter_ = replace(
+        plain,
+        wide=plain.wide + random.normal(0, 0.02, plain.wide.shape).astype(np.float32),
+        narrow=plain.narrow + random.normal(0, 0.02, plain.narrow.shape).astype(np.float32),
     )
     first, second = (identity() + random.normal(0, 0.03, (SIDE,) * 3 + (3,)).astype(np.float32) for _ in range(2))
     return TableFilter(first, filter_, second)
@@ -121,10 +132,17 @@ def test_other_models_have_theirs_beside_them(tmp_path: Path) -> None:
     assert np.array_equal(read.basis @ read.back.astype(np.float32), read.basis @ anything().filter.back)
 
 
+def test_a_refined_table_is_the_same_table() -> None:
+    random = np.random.default_rng(0)
+    table = random.uniform(0, 1, (USUAL_SIDE,) * 3 + (3,)).astype(np.float32)
+    assert np.allclose(refined(table)[::2, ::2, ::2], table, atol=1e-6)
+    assert np.allclose(refined(identity(USUAL_SIDE)), identity(), atol=1e-6)
+
+
 def test_a_filter_of_another_shape_is_refused() -> None:
     plain = nothing()
     with pytest.raises(ValueError, match="not a filter"):
-        Filter(plain.basis, plain.narrow[0], plain.narrow)
+        replace(plain, wide=plain.narrow[0])
 
 
 def test_the_functions_are_compiled_once() -> None:

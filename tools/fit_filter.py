@@ -1,4 +1,4 @@
-"""Fit the filter with which a model can be followed (see dped_live/table_filter.py).
+"""Fit the filter and the usual tables with which a model can be followed (see dped_live/table_filter.py).
 
     python tools/fit_filter.py MODEL [MODEL ...] --photos FOLDER [FOLDER ...] [--every N] [--dry]
 
@@ -10,6 +10,7 @@ benchmarks/NOTES.md has the figures; with torch 2.13 on two cores a model takes 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,15 @@ from dped_live.backends import open_backend
 from dped_live.metrics import decibels, mean_squared_error, ssim
 from dped_live.sources.images import read_photo
 from dped_live.surrogate import Sample, fit
-from dped_live.table_filter import Filter, save_filter
-from dped_live.table_kernels import NARROW, WIDE, Array, as_array
+from dped_live.table_filter import USUAL_SIDE, Filter, identity, save_filter
+from dped_live.table_kernels import NARROW, WIDE, Array, accumulate, as_array, empty_equations, solve
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 STEP = 5
 """Every so many rows and columns of a photo are fitted to."""
+
+PIXELS = 50_000
+"""So many of each photo's pixels the usual tables are fitted to."""
 
 CENTRE = WIDE // 2
 
@@ -66,6 +70,42 @@ def least_squares(products: NDArray[np.float64], sums: NDArray[np.float64]) -> N
     return np.linalg.solve(products + damping, sums)
 
 
+@dataclass
+class Pool:
+    """Least squares of a table, of many photos."""
+
+    products: Array
+    sums: Array
+
+    @classmethod
+    def empty(cls) -> Pool:
+        return cls(*empty_equations(USUAL_SIDE))
+
+    def add(self, colours: Array, targets: Array) -> None:
+        """Both (3, H, W); a few of their pixels, as many of each photo."""
+        step = max(1, colours[0].size // PIXELS)
+        few = [as_array(picture.reshape(3, -1)[:, ::step]) for picture in (colours, targets)]
+        accumulate(few[0], few[1] - few[0], self.products, self.sums)
+
+    def table(self) -> Array:
+        each = float(self.products[:, :, :, 1, 1, 1].sum()) / USUAL_SIDE**3
+        # Colours of no photo follow their neighbours, or stay as they are.
+        return identity(USUAL_SIDE) + solve(
+            self.products, self.sums, 0.1 * each, 1e-3 * each, np.zeros_like(self.sums), 400
+        )
+
+
+def with_usual_tables(filter_: Filter, photos: list[Sample]) -> Filter:
+    first, second = Pool.empty(), Pool.empty()
+    for photo in photos:
+        first.add(photo.before, photo.after)
+    filter_ = replace(filter_, first=first.table())
+    for photo in photos:
+        toned = fit([photo], filter_, rounds=1)
+        second.add(toned.filtered(photo.before), photo.after)
+    return replace(filter_, second=second.table())
+
+
 def solved(of_photos: list[Equations]) -> Filter:
     """The filter of some photos.
 
@@ -91,7 +131,8 @@ def solved(of_photos: list[Equations]) -> Filter:
         own_products = np.einsum("c,cidj,d->ij", basis[number], part, basis[number])
         own_sums = np.einsum("c,cio,o->i", basis[number], sums[:, inside], basis[number])
         kernels.append(least_squares(own_products, own_sums).reshape(side, side))
-    return Filter(as_array(basis), as_array(kernels[0]), as_array(np.stack(kernels[1:])))
+    plain = identity(USUAL_SIDE)
+    return Filter(as_array(basis), as_array(kernels[0]), as_array(np.stack(kernels[1:])), plain, plain)
 
 
 def first_tables(photos: dict[str, Sample]) -> dict[str, Equations]:
@@ -99,7 +140,8 @@ def first_tables(photos: dict[str, Sample]) -> dict[str, Equations]:
     centre, nothing = np.zeros((WIDE, WIDE)), np.zeros((2, NARROW, NARROW))
     centre[CENTRE, CENTRE] = 1
     nothing[:, NARROW // 2, NARROW // 2] = 1
-    unfiltered = Filter(as_array(np.eye(3)), as_array(centre), as_array(nothing))
+    plain = identity(USUAL_SIDE)
+    unfiltered = Filter(as_array(np.eye(3)), as_array(centre), as_array(nothing), plain, plain)
     result = {}
     for name, photo in photos.items():
         toned = fit([photo], unfiltered, rounds=1).enhance(torch.from_numpy(photo.before)[None])[0].numpy()
@@ -119,7 +161,9 @@ def main() -> None:
         of_photos = first_tables(photos)
         scores = []
         for name, photo in photos.items():
-            filter_ = solved([equations for other, equations in of_photos.items() if other != name])
+            others = [other for other in photos if other != name]
+            filter_ = solved([of_photos[other] for other in others])
+            filter_ = with_usual_tables(filter_, [photos[other] for other in others])
             before, after = (torch.from_numpy(picture)[None] for picture in (photo.before, photo.after))
             followed = fit([photo], filter_, rounds=3).enhance(before).clamp(0, 1)
             after = after.clamp(0, 1)
@@ -132,7 +176,8 @@ def main() -> None:
             flush=True,
         )
         if not options.dry:
-            print(f"{model}: {save_filter(model, solved(list(of_photos.values())))}")
+            filter_ = with_usual_tables(solved(list(of_photos.values())), list(photos.values()))
+            print(f"{model}: {save_filter(model, filter_)}")
 
 
 if __name__ == "__main__":
