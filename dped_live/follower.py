@@ -21,6 +21,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dped_live.backends import Backend
@@ -45,6 +46,9 @@ from: a 23rd and an eighth of 1280x720. Pictures by these statistics agree with 
 _SECONDS = 0.7
 """How long the network may work on parts of one frame, live; with the fit a second."""
 
+_FIRST = 8
+"""Parts to begin with, while it is not known how long one takes."""
+
 _SHARE = 0.25
 """Part of the picture that the network works on where there is no hurry, in a file."""
 
@@ -63,8 +67,9 @@ _GOES_OVER = 0.3
 _STEP = 0.05 / 255
 """Change of luma, of nearly all colours of the picture, from one frame to the next, while the light is steady."""
 
-_STEADY = 1e-3
-"""Distance of the statistics of neighbouring frames up to which it is."""
+_STEADY, _STILL = 1e-3, 1 / 255
+"""Distance of the statistics of neighbouring frames up to which it is; and change, of more than half of the picture, up
+to which that is still. Where nearly all of it moves or fades, nobody sees smaller changes."""
 
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
@@ -120,7 +125,7 @@ class _Scene:
         elif self._seconds > 0:
             count = int(_SECONDS / (self._seconds * size))
         else:
-            count = math.ceil(_SHARE * len(places) / 2)
+            count = _FIRST
         self._batches = [batch for batch in self._batches if distance(statistics, batch.statistics) <= _ALIKE]
         picture = image[0].cpu().numpy()
         chosen = _chosen(picture, places, max(1, count), [s for batch in self._batches for s in batch.samples])
@@ -176,6 +181,7 @@ class Follower:
         self._refit_at = 0.0  # time.monotonic()
         self._statistics: Statistics | None = None
         self._difference, self._left = 0.0, 0.0  # of the tables shown to the target: of luma, and the part still to go
+        self._reduced: Tensor | None = None  # the last frame
         self._trouble: str | None = None
         # numba compiles now, or reads what it has kept, and not when the first frame waits.
         grey = np.full((3, _LEAST_SIDE, _LEAST_SIDE), 0.5, np.float32)
@@ -222,6 +228,7 @@ class Follower:
         self._time = now
         before, self._statistics = self._statistics, statistics
         steady = statistics is not None and before is not None and distance(statistics, before) < _STEADY
+        steady = self._is_still(image) and steady
         if self._pool is None:
             self._follow_in_turn(image, statistics, before, now)
             self._go_over(image, passed, steady)
@@ -232,6 +239,13 @@ class Follower:
             if self._turn is None:
                 scene = self._scene
                 self._turn = self._pool.submit(scene.refit, image.clone(), statistics, None, plan.measured)
+
+    def _is_still(self, image: Tensor) -> bool:
+        """Whether most of the picture is as it was in the frame before; noise does not count."""
+        before, self._reduced = self._reduced, F.avg_pool2d(image[:, :, ::4, ::4], 4)
+        if before is None or before.shape != self._reduced.shape:
+            return False
+        return float((self._reduced - before).abs().median()) < _STILL
 
     def _begin(self, image: Tensor, statistics: Statistics | None) -> None:
         """Begin a scene with small parts of its first picture."""
