@@ -26,6 +26,9 @@ from dped_live.table_filter import USUAL_SIDE, Filter, identity, save_filter
 from dped_live.table_kernels import NARROW, WIDE, Array, accumulate, as_array, empty_equations, solve
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
+ROUNDS = 6
+"""As many as a follower has done after three turns."""
+
 STEP = 5
 """Every so many rows and columns of a photo are fitted to."""
 
@@ -165,7 +168,7 @@ def main() -> None:
             filter_ = solved([of_photos[other] for other in others])
             filter_ = with_usual_tables(filter_, [photos[other] for other in others])
             before, after = (torch.from_numpy(picture)[None] for picture in (photo.before, photo.after))
-            followed = fit([photo], filter_, rounds=3).enhance(before).clamp(0, 1)
+            followed = fit([photo], filter_, rounds=ROUNDS).enhance(before).clamp(0, 1)
             after = after.clamp(0, 1)
             scores.append((decibels(float(mean_squared_error(followed, after))), float(ssim(followed, after))))
             print(f"{model} {name}: {scores[-1][0]:.2f} dB, SSIM {scores[-1][1]:.4f}", flush=True)
