@@ -438,7 +438,7 @@ def test_wrong_usage(dped_live: Callable[..., Said], arguments: list[str], messa
         (["a.png", "--model", "a.png"], "a.png: not weights; give a .safetensors file of dped-live"),
         (
             ["a.png", "--precision", "fp16", "--device", "cpu"],
-            "networks like lite compute in fp32 only, not in fp16; use --precision fp32",
+            "fp16 is for GPUs; on a CPU use --precision bf16",
         ),
         (["a.png", "--device", "gpu"], "unknown device 'gpu': use auto, cpu, cuda or cuda:N"),
         (["a.png", "-o", "b.xyz"], "b.xyz: a.png is a photo; name it "),

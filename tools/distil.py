@@ -79,10 +79,7 @@ def crops(photos: list[np.ndarray], count: int, random: np.random.Generator) -> 
 
 
 def paint(picture: np.ndarray, random: np.random.Generator) -> None:
-    """Cover a part with one colour, or with one turning into another: titles, slides and walls are so, photos seldom.
-
-    Without such parts the student puts the pattern of its squares into them.
-    """
+    """Cover a part with one colour, or with one turning into another: titles, slides and walls are so, photos seldom."""
     height, width = random.integers(16, SIDE // 2, 2)
     top, left = random.integers(SIDE - height), random.integers(SIDE - width)
     colours = random.uniform(0, 255, (2, 3))
