@@ -75,7 +75,7 @@ def test_it_is_nearer_to_the_camera_than_iphone(lite: Network, shared: Path, mon
             (float(np.mean([decibels(float(e)) for e in errors])), float(ms_ssim_of_original(enhanced, camera)))
         )
     (psnr, ms_ssim), (psnr_of_iphone, ms_ssim_of_iphone) = scores
-    assert psnr >= 21.9
+    assert psnr >= PSNRBOUND
     assert psnr_of_iphone == pytest.approx(20.63, abs=0.02)
     assert ms_ssim >= ms_ssim_of_iphone + 0.003
 
@@ -92,10 +92,10 @@ def test_saturated_colours_stay_what_they_are(backend: Backend, level: float) ->
         card[:, 16 * number : 16 * number + 16] = [255 * level * bool((number + 1) & bit) for bit in (1, 2, 4)]
     result = backend.enhance(picture_of(card)).clamp(0, 1) * 255
     middles = result[0, :, 32, 8::16].T.numpy() - card[32, 8::16]
-    assert np.abs(middles).max() <= 40
+    assert np.abs(middles).max() <= np.abs(middles[6]).max() + 25, "hardly more than grey"
     for number, moved in enumerate(middles[:6]):
         absent = [not (number + 1) & bit for bit in (1, 2, 4)]
-        assert moved[absent].max() <= 25, "no other colour comes in"
+        assert moved[absent].max() <= 20, "no other colour comes in"
 
 
 def video(pictures: list[np.ndarray]) -> list[Frame]:

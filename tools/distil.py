@@ -271,7 +271,7 @@ def teach(student: TableNetwork, taught: torch.nn.Module, lesson: Lesson, stage:
 def extend(student: TableNetwork, seen: Tensor) -> None:
     """Let the entries of the tables that colours hardly touch continue the others, and go back to no change.
 
-    Nothing else ties them: taught as they are, they turned saturated colours by up to 146 levels. Least squares: the
+    Nothing else ties them: taught as they are, they moved saturated colours by up to 161 levels. Least squares: the
     squared differences from the entries as they are, each weighted by its use, of 1 in the mean, plus BEND times the
     squared second differences, plus PULL times the squared offsets.
     """
