@@ -320,9 +320,9 @@ def main() -> None:
     print(f"all: {score(student, *judged)}", flush=True)
     extend(student, lesson.seen)
     print(f"tables continued: {score(student, *judged)}", flush=True)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(options.seed + 1)
     student.scene = Scene()
-    teach(student, student.scene, lesson, SCENE, options.seed)
+    teach(student, student.scene, lesson, SCENE, options.seed + 1)
     how = {"recipe": "tools/distil.py", "teachers": "0.4 iphone, 0.4 resnet_8_32, 0.2 input"}
     weights.save(student, options.out, {**how, "seed": str(options.seed)})
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} KB; {score(student, *judged)}")
