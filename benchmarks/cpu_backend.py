@@ -108,7 +108,10 @@ def main() -> None:
     # Smooth, as pictures are: white noise is not what the models were made for.
     noise = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(1))
     image = F.interpolate(noise, (height, width), mode="bicubic").clamp_(0, 1)
-    chosen = runners(weights.load(options.model) if options.model else random_generator())
+    generator = weights.load(options.model) if options.model else random_generator()
+    if not isinstance(generator, Generator):
+        parser.error(f"{options.model} is not DPED's kind of network")
+    chosen = runners(generator)
     with torch.inference_mode():
         if options.memory_of:
             before = resident_peak()

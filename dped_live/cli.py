@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from dped_live.backends import Backend
     from dped_live.batch import Job, Outcome
     from dped_live.doctor import Check
-    from dped_live.generator import Generator
     from dped_live.live import LiveSource
     from dped_live.live_state import Controls, LiveSink, LiveStats
+    from dped_live.network import Network
     from dped_live.pipeline import Stats
     from dped_live.table_filter import Filter
 
@@ -402,16 +402,18 @@ def _live(options: argparse.Namespace) -> int:
     tell = ignore if options.quiet else say
     controls = Controls(options.strength, options.mirror, model=options.model)
 
-    def generator_of(model: str) -> Generator:
+    def network_of(model: str) -> Network:
         with fetch_progress(options.quiet) as fetched:
             return weights.load(model, progress=fetched, notify=tell)
 
-    def open_(generator: Generator) -> Backend:
-        return open_backend(generator, options.device, options.precision, options.tile, tell)
+    def open_(network: Network, model: str) -> Backend:
+        # Where lite only helps out, what is asked of another model is not asked of it.
+        helps_out = model == weights.LITE != options.model
+        return open_backend(network, options.device, "auto" if helps_out else options.precision, options.tile, tell)
 
     def rungs(model: str) -> list[Rung]:
-        generator = generator_of(model)
-        backend = open_(generator)
+        network = network_of(model)
+        backend = open_(network, model)
         tell(f"{model} on {backend.description}")
         filter_ = None
         if model != weights.LITE and options.follow != "off":
@@ -421,9 +423,9 @@ def _live(options: argparse.Namespace) -> int:
             from dped_live.follower import Follower
 
             tell(f"{model} can be followed; getting ready, the first time takes some seconds")
-            follower = Follower(open_(generator), backend, filter_, LivePolicy(), live=True)
+            follower = Follower(open_(network, model), backend, filter_, LivePolicy(), live=True)
             found.append(Rung(lambda: follower.state, follower, follower, is_quick=True))
-        lite = backend if model == weights.LITE else open_(generator_of(weights.LITE))
+        lite = backend if model == weights.LITE else open_(network_of(weights.LITE), weights.LITE)
         if lite is not backend:
             found.append(Rung("lite to hold the rate", lite))
         instead = "" if lite is backend else "lite "
@@ -631,10 +633,9 @@ def _models(arguments: list[str]) -> int:
             path = weights.fetch(options.name, progress=progress)
         print(path)
         return 0
-    lite = weights.load(weights.LITE)
-    parameters = sum(parameter.numel() for parameter in lite.parameters())
+    parameters = sum(parameter.numel() for parameter in weights.load(weights.LITE).parameters())
     print(
-        f"{weights.LITE:12} {2 + lite.norms:2} layers x {lite.channels} channels, {parameters:,} parameters, "
+        f"{weights.LITE:12} tables of colours and a filter, {parameters:,} parameters, "
         f"{weights.lite_path().stat().st_size / 1e6:.1f} MB   part of dped-live, the default"
     )
     print(f"{'':12} licence: that of dped-live; its teachers, iphone and resnet_8_32, have none (see the README)")

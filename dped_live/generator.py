@@ -7,13 +7,7 @@
 
 The published models have C = 64, B = 4 (12 layers); the authors' small one, `resnet_8_32`, C = 32, B = 2 (8 layers).
 All convolutions pad with zeros and keep the size, so any picture from 1x1 up is accepted.
-
-The light kind, of our own, works on squares of S x S pixels, S = 2 or 4, so that the blocks, as above, have S^2 times
-fewer places to go to:
-
-    pixels to channels, 3x3 conv 3 S^2->C, ReLU
-    B residual blocks
-    3x3 conv C->3 S^2, channels to pixels, + the picture
+lite is another kind of network: table_network.py.
 """
 
 from __future__ import annotations
@@ -48,31 +42,6 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.clamp_min(0).float()
 
 
-_ROW_OF_SQUARE = {4: torch.int32, 8: torch.int64, 16: torch.complex128}
-"""A type of so many bytes. Moving the pixels of a square's row as one is five to twenty times as fast on a CPU; no
-gradient goes through it."""
-
-
-def _squares_to_channels(image: Tensor, side: int) -> Tensor:
-    """F.pixel_unshuffle; channels-last where no gradients are recorded. Whole squares only."""
-    if torch.is_grad_enabled():
-        return F.pixel_unshuffle(image, side)
-    count, channels, height, width = image.shape
-    rows = image.flatten().view(_ROW_OF_SQUARE[side * image.itemsize])
-    rows = rows.view(count, channels, height // side, side, width // side).permute(0, 2, 4, 1, 3).flatten()
-    return rows.view(image.dtype).view(count, height // side, width // side, channels * side**2).permute(0, 3, 1, 2)
-
-
-def _channels_to_squares(x: Tensor, side: int) -> Tensor:
-    """F.pixel_shuffle."""
-    if torch.is_grad_enabled():
-        return F.pixel_shuffle(x, side)
-    count, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).flatten().view(_ROW_OF_SQUARE[side * x.itemsize])
-    rows = rows.view(count, height, width, channels // side**2, side).permute(0, 3, 1, 4, 2).flatten()
-    return rows.view(x.dtype).view(count, channels // side**2, height * side, width * side)
-
-
 class Generator(nn.Module):
     """RGB picture in, enhanced RGB picture out.
 
@@ -80,21 +49,18 @@ class Generator(nn.Module):
     parameters of the original become 400,963 that matter.
     """
 
-    def __init__(self, channels: int = 64, blocks: int = 4, shuffle: int = 1) -> None:
-        """shuffle: side of the light kind's squares; 1 for DPED's own."""
+    def __init__(self, channels: int = 64, blocks: int = 4) -> None:
         super().__init__()
         self.channels = channels
         self.blocks = blocks
-        self.shuffle = shuffle
-        side, values = (9, 3) if shuffle == 1 else (3, 3 * shuffle**2)
-        self.first = nn.Conv2d(values, channels, side, padding=side // 2)
+        self.first = nn.Conv2d(3, channels, 9, padding=4)
         self.residual = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(self.norms)
         )
         self.norm_scale = nn.Parameter(torch.ones(self.norms, channels))
         self.norm_shift = nn.Parameter(torch.zeros(self.norms, channels))
-        self.tail = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2 if shuffle == 1 else 0))
-        self.last = nn.Conv2d(channels, values, side, padding=side // 2)
+        self.tail = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.last = nn.Conv2d(channels, 3, 9, padding=4)
 
     @property
     def norms(self) -> int:
@@ -103,12 +69,12 @@ class Generator(nn.Module):
 
     @property
     def halo(self) -> int:
-        """How far, in pixels, an output pixel looks: 9x9, 3x3 for each norm, two of 3x3, 9x9; or 3x3 squares."""
-        return 4 + self.norms + 2 + 4 if self.shuffle == 1 else self.shuffle * (self.norms + 2)
+        """How far, in pixels, an output pixel looks: 9x9, 3x3 for each norm, two of 3x3, 9x9."""
+        return 4 + self.norms + 2 + 4
 
     def reach(self, norm: int) -> int:
         """How far, in pixels, what this norm measures looks."""
-        return 4 + norm + 1 if self.shuffle == 1 else self.shuffle * (norm + 2)
+        return 4 + norm + 1
 
     @property
     def residual_weights(self) -> list[Tensor]:
@@ -121,8 +87,7 @@ class Generator(nn.Module):
         image: (N, 3, H, W), RGB in [0, 1], on the parameters' device, of any floating type.
         statistics: None normalises each picture by its own (the original); otherwise these, for one frame, are
         folded into the convolutions, so that applying them costs nothing.
-        Returns (N, 3, H, W), NOT clamped: tanh * 0.58 + 0.5 reaches from -0.08 to 1.08. Of the parameters' type; the
-        light kind's change is added to the picture in the picture's.
+        Returns (N, 3, H, W), NOT clamped: tanh * 0.58 + 0.5 reaches from -0.08 to 1.08. Of the parameters' type.
         """
         if statistics is None:
             return self.measure(image)[0]
@@ -135,7 +100,7 @@ class Generator(nn.Module):
             for norm in (2 * block, 2 * block + 1):
                 y = F.relu(self._convolved(norm, y, gain[0, norm], bias[0, norm]))
             x = x + y
-        return self._finish(x, image)
+        return self._finish(x)
 
     def measure(
         self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
@@ -147,7 +112,7 @@ class Generator(nn.Module):
         Returns the pictures and Statistics with one frame for each of the N pictures.
         """
         x, measured = self._measure(image, statistics, interior, self.norms)
-        return self._finish(x, image), measured
+        return self._finish(x), measured
 
     def statistics(self, image: Tensor) -> Statistics:
         """The pictures' own statistics, as `measure` finds them, without the pictures."""
@@ -167,20 +132,16 @@ class Generator(nn.Module):
     ) -> tuple[Tensor, Statistics]:
         """The first `norms` residual layers; where `given` ends, what is measured is applied."""
         x = y = self._begin(image)
-        rows, columns = (
-            slice(*(None if end is None else -(-end // self.shuffle) for end in (side.start, side.stop)))
-            for side in interior
-        )
         means, variances = [], []
         folded = None if given is None else given.gain_and_bias(*self._scale_and_shift(given.mean.shape[1]))
         for norm in range(norms):
             if folded is not None and norm < folded[0].shape[1]:
                 gain, bias = folded[0][0, norm], folded[1][0, norm]
                 y = self._convolved(norm, y, gain, bias)
-                mean, variance = unfolded(*moments(y[..., rows, columns]), gain, bias)
+                mean, variance = unfolded(*moments(y[(..., *interior)]), gain, bias)
             else:
                 y = self.residual[norm](y)
-                mean, variance = moments(y[..., rows, columns])
+                mean, variance = moments(y[(..., *interior)])
                 scale = self.norm_scale[norm] * torch.rsqrt(variance + EPSILON)
                 shift = self.norm_shift[norm] - mean * scale
                 y = torch.addcmul(shift[:, :, None, None].to(y.dtype), y, scale[:, :, None, None].to(y.dtype))
@@ -202,19 +163,9 @@ class Generator(nn.Module):
         return F.conv2d(x, folded, bias.to(weight.dtype), padding=1)
 
     def _begin(self, image: Tensor) -> Tensor:
-        image = image.to(self.first.weight.dtype)
-        if self.shuffle == 1:
-            return F.relu(self.first(image))
-        height, width = image.shape[2:]
-        if height % self.shuffle or width % self.shuffle:
-            # Whole squares: the last row and column are repeated.
-            image = F.pad(image, (0, -width % self.shuffle, 0, -height % self.shuffle), mode="replicate")
-        return F.relu(self.first(_squares_to_channels(image, self.shuffle)))
+        return F.relu(self.first(image.to(self.first.weight.dtype)))
 
-    def _finish(self, x: Tensor, image: Tensor) -> Tensor:
+    def _finish(self, x: Tensor) -> Tensor:
         for convolution in self.tail:
             x = F.relu(convolution(x))
-        if self.shuffle == 1:
-            return torch.tanh(self.last(x)) * TANH_SCALE + TANH_OFFSET
-        change = _channels_to_squares(self.last(x), self.shuffle)
-        return image + change[:, :, : image.shape[2], : image.shape[3]]
+        return torch.tanh(self.last(x)) * TANH_SCALE + TANH_OFFSET

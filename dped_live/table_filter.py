@@ -11,10 +11,7 @@ channel to each would cost five times as much and be nearer to the network by ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dped_live.table_kernels import NARROW, WIDE, Array, as_array, filter_rows, look_up, packed
+from dped_live.table_kernels import NARROW, WIDE, Array, as_array, filter_rows, in_parts, look_up, packed
 
 SIDE, USUAL_SIDE = 17, 9
 """Entries of a scene's table, and of a model's usual one, along each axis."""
@@ -116,26 +113,10 @@ class TableFilter:
         )
 
     def _filter(self, picture: Array, out: Array, second: Array, threads: int) -> None:
-        height = picture.shape[1]
         table = packed(self.first @ self.filter.basis.T)
-        parts = max(1, min(threads, height // (4 * WIDE)))
-        ends = [height * part // parts for part in range(parts + 1)]
-        last, back = packed(second), self.filter.back
-
-        def part(start: int, end: int) -> Callable[[], None]:
-            # Copies: when the picture itself is written to, a neighbour may have come there first.
-            above = picture[:, max(0, start - WIDE // 2) : start].copy()
-            below = picture[:, end : end + WIDE // 2].copy()
-            kernels = self.filter.wide, self.filter.narrow[0], self.filter.narrow[1]
-            return lambda: filter_rows(picture, start, end, above, below, SIDE, table, *kernels, back, last, out)
-
-        jobs = [part(start, end) for start, end in pairwise(ends)]
-        if parts == 1:
-            jobs[0]()
-            return
-        with ThreadPoolExecutor(parts) as pool:
-            for done in [pool.submit(job) for job in jobs]:
-                done.result()
+        kernels = self.filter.wide, self.filter.narrow[0], self.filter.narrow[1]
+        arguments = (SIDE, table, *kernels, self.filter.back, packed(second), out)
+        in_parts(filter_rows, picture, WIDE // 2, threads, arguments)
 
     def _enhance_by_torch(self, image: Tensor) -> Tensor:
         device = image.device

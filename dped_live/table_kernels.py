@@ -10,6 +10,8 @@ depend on the entries of greys alone. Outside the nearest place counts. Where pi
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import numba
@@ -166,11 +168,182 @@ def filter_rows(
 
 
 @_compiled
+def _add_two(
+    above: Array,
+    here: Array,
+    below: Array,
+    spread: NDArray[np.bool_],
+    one: Array,
+    other: Array,
+    out: Array,
+    more: Array,
+) -> None:
+    """Add 3x3 convolutions of three padded rows to two rows (W,), with one (3, 3) kernel for each.
+
+    Two at a time, for what is loaded serves both. spread: not empty where the taps are two pixels apart.
+    """
+    width = out.shape[0]
+    a0, a1, a2, b0, b1, b2 = one[0, 0], one[0, 1], one[0, 2], one[1, 0], one[1, 1], one[1, 2]
+    c0, c1, c2 = one[2, 0], one[2, 1], one[2, 2]
+    d0, d1, d2, e0, e1, e2 = other[0, 0], other[0, 1], other[0, 2], other[1, 0], other[1, 1], other[1, 2]
+    f0, f1, f2 = other[2, 0], other[2, 1], other[2, 2]
+    if spread.shape[0] == 0:
+        for x in range(width):
+            p, q, r = above[x], above[x + 1], above[x + 2]
+            s, t, u = here[x], here[x + 1], here[x + 2]
+            v, w, z = below[x], below[x + 1], below[x + 2]
+            out[x] += a0 * p + a1 * q + a2 * r + b0 * s + b1 * t + b2 * u + c0 * v + c1 * w + c2 * z
+            more[x] += d0 * p + d1 * q + d2 * r + e0 * s + e1 * t + e2 * u + f0 * v + f1 * w + f2 * z
+    else:
+        for x in range(width):
+            p, q, r = above[x], above[x + 2], above[x + 4]
+            s, t, u = here[x], here[x + 2], here[x + 4]
+            v, w, z = below[x], below[x + 2], below[x + 4]
+            out[x] += a0 * p + a1 * q + a2 * r + b0 * s + b1 * t + b2 * u + c0 * v + c1 * w + c2 * z
+            more[x] += d0 * p + d1 * q + d2 * r + e0 * s + e1 * t + e2 * u + f0 * v + f1 * w + f2 * z
+
+
+@_compiled
+def _add(above: Array, here: Array, below: Array, kernel: Array, out: Array) -> None:
+    """As _add_two, for one row."""
+    a0, a1, a2, b0, b1, b2 = kernel[0, 0], kernel[0, 1], kernel[0, 2], kernel[1, 0], kernel[1, 1], kernel[1, 2]
+    c0, c1, c2 = kernel[2, 0], kernel[2, 1], kernel[2, 2]
+    for x in range(out.shape[0]):
+        row = a0 * above[x] + a1 * above[x + 1] + a2 * above[x + 2] + b0 * here[x] + b1 * here[x + 1] + b2 * here[x + 2]
+        out[x] += row + c0 * below[x] + c1 * below[x + 1] + c2 * below[x + 2]
+
+
+@_compiled
+def _continue(row: Array, margin: int) -> None:
+    """Repeat the ends of padded rows (C, W + 2 margin)."""
+    width = row.shape[1] - 2 * margin
+    for c in range(row.shape[0]):
+        for x in range(margin):
+            row[c, x] = row[c, margin]
+            row[c, margin + width + x] = row[c, margin + width - 1]
+
+
+@_compiled
+def enhance_rows(
+    picture: Array,
+    start: int,
+    end: int,
+    above: Array,
+    below: Array,
+    side: int,
+    table: Array,
+    first: Array,
+    threshold: Array,
+    strength: Array,
+    middle: Array,
+    last: Array,
+    second: Array,
+    out: Array,
+) -> None:
+    """table_network.py: table, filter and table for the rows from `start` to `end`, in one pass.
+
+    picture, out, above, below, side: as in filter_rows. table, second: packed. first (C, 3, 3, 3), middle (C, C, 3, 3),
+    last (C, 3, 3): kernels. threshold, strength (C,). C is even.
+    """
+    height, width = picture.shape[1], picture.shape[2]
+    channels = first.shape[0]
+    # Rings of rows, each continued at its ends: RGB by the first table, and the two layers. Row y lies at y mod 5.
+    colours = np.empty((5, 3, width + 2), np.float32)
+    edges = np.empty((5, channels, width + 4), np.float32)
+    sums = np.empty((5, channels, width + 2), np.float32)
+    row = np.empty((3, width), np.float32)
+    two = np.empty((2, width), np.float32)
+    corners = np.empty((3, width), np.int32)
+    weights = np.empty((4, width), np.float32)
+    close, spread = np.empty(0, np.bool_), np.empty(1, np.bool_)
+    for y in range(start - 8, end):
+        # Each layer is as far ahead as the next one looks down.
+        at = y + 4
+        if max(0, start - 4) <= at < min(height, end + 4):
+            if at < start:
+                _copy(above, above.shape[1] + at - start, row)
+            elif at < end:
+                _copy(picture, at, row)
+            else:
+                _copy(below, at - end, row)
+            _look_up(table, side, row, row, corners, weights)
+            to = colours[at % 5]
+            for c in range(3):
+                for x in range(width):
+                    to[c, x + 1] = row[c, x]
+            _continue(to, 1)
+        at = y + 3
+        if max(0, start - 3) <= at < min(height, end + 3):
+            a, b, d = colours[max(0, at - 1) % 5], colours[at % 5], colours[min(height - 1, at + 1) % 5]
+            to = edges[at % 5]
+            for c in range(0, channels, 2):
+                for k in range(2):
+                    two[k] = -threshold[c + k]
+                for i in range(3):
+                    _add_two(a[i], b[i], d[i], close, first[c, i], first[c + 1, i], two[0], two[1])
+                for k in range(2):
+                    gain = strength[c + k]
+                    for x in range(width):
+                        to[c + k, x + 2] = gain * max(two[k, x], _ZERO)
+            _continue(to, 2)
+        at = y + 1
+        if max(0, start - 1) <= at < min(height, end + 1):
+            a, b, d = edges[max(0, at - 2) % 5], edges[at % 5], edges[min(height - 1, at + 2) % 5]
+            to = sums[at % 5]
+            for c in range(0, channels, 2):
+                two[:] = 0
+                for i in range(channels):
+                    _add_two(a[i], b[i], d[i], spread, middle[c, i], middle[c + 1, i], two[0], two[1])
+                for k in range(2):
+                    for x in range(width):
+                        to[c + k, x + 1] = b[c + k, x + 2] + max(two[k, x], _ZERO)
+            _continue(to, 1)
+        if y < start:
+            continue
+        a, b, d = sums[max(0, y - 1) % 5], sums[y % 5], sums[min(height - 1, y + 1) % 5]
+        two[0] = 0
+        for i in range(channels):
+            _add(a[i], b[i], d[i], last[i], two[0])
+        colour = colours[y % 5]
+        for x in range(width):
+            red, green, blue = colour[0, x + 1], colour[1, x + 1], colour[2, x + 1]
+            most = max(red, max(green, blue))
+            change = min(max(two[0, x], -most), most)
+            row[0, x], row[1, x], row[2, x] = red + change, green + change, blue + change
+        _look_up(second, side, row, row, corners, weights)
+        for c in range(3):
+            for x in range(width):
+                out[c, y, x] = row[c, x]
+
+
+@_compiled
 def look_up(table: Array, side: int, colours: Array, out: Array) -> None:
     """What a packed table says of colours; both (3, P)."""
     corners = np.empty((3, colours.shape[1]), np.int32)
     weights = np.empty((4, colours.shape[1]), np.float32)
     _look_up(table, side, colours, out, corners, weights)
+
+
+def in_parts(
+    function: Callable[..., None], picture: Array, reach: int, threads: int, arguments: tuple[object, ...]
+) -> None:
+    """Call filter_rows or enhance_rows for parts of a picture (3, H, W), each on a thread of its own.
+
+    reach: rows that the function looks up and down. arguments: those that follow the rows.
+    """
+    height = picture.shape[1]
+    count = max(1, min(threads, height // (8 * reach)))
+    parts = []
+    for start, end in pairwise(height * part // count for part in range(count + 1)):
+        # Copies: when the picture itself is written to, a neighbour may have come there first.
+        above = picture[:, max(0, start - reach) : start].copy()
+        parts.append((picture, start, end, above, picture[:, end : end + reach].copy(), *arguments))
+    if count == 1:
+        function(*parts[0])
+        return
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(function, *part) for part in parts]:
+            done.result()
 
 
 def packed(table: Array) -> Array:

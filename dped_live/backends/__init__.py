@@ -10,7 +10,9 @@ from torch import Tensor
 
 from dped_live.errors import BackendError
 from dped_live.generator import WHOLE, Generator, Region
+from dped_live.network import Network
 from dped_live.statistics import Statistics
+from dped_live.table_network import TableNetwork
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tile = int | Literal["auto", "off"]
@@ -19,7 +21,7 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Backend(Protocol):
-    """A generator on a device.
+    """A network on a device.
 
     Pictures are float32 (1, 3, H, W), RGB in [0, 1], on `device`; results have the same shape, are NOT clamped and
     belong to the caller. On a GPU the work is enqueued on the current stream and nothing is waited for. Used by one
@@ -31,14 +33,14 @@ class Backend(Protocol):
     """For people: what runs, where, in which precision, and why so."""
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
-        """Generator.forward on the device.
+        """Network.forward on the device.
 
         out: written to and returned, instead of new memory; may be the image itself.
         """
         ...
 
     def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
-        """Generator.measure on the device."""
+        """Network.measure on the device."""
         ...
 
     def statistics(self, image: Tensor) -> Statistics:
@@ -64,36 +66,51 @@ class WholeBackend(Backend, Protocol):
 
 
 def open_backend(
-    generator: Generator,
+    network: Network,
     device: str = "auto",
     precision: Precision = "auto",
     tile: Tile = "auto",
     notify: Callable[[str], None] = lambda _line: None,
 ) -> Backend:
-    """Put a generator on a device.
+    """Put a network on a device.
 
     device: "auto" (the first GPU that torch can use, else the CPU), "cpu", "cuda" or "cuda:N".
-    precision: "auto" is fp16 on a GPU, on a CPU bf16 where it has instructions for it, else fp32.
+    precision: "auto" is fp16 on a GPU, on a CPU bf16 where it has instructions for it, else fp32; a
+    table network computes in fp32 everywhere.
     tile: side in pixels of the tiles in which larger pictures are enhanced; "auto" uses tiles only for pictures that
-    do not fit into memory, and tells `notify`, once; "off" refuses these. The result is the same; see tiled.py.
+    do not fit into memory, and tells `notify`, once; "off" refuses these. The result is the same; see tiled.py. A table
+    network needs little memory, and no tiles.
     An explicit choice is honoured or raises BackendError.
     """
-    backend = _open(generator, device, precision)
+    target = _device(device)
+    if isinstance(network, TableNetwork):
+        if precision not in ("auto", "fp32"):
+            raise BackendError(f"networks like lite compute in fp32 only, not in {precision}; use --precision fp32")
+        from dped_live.backends.table import TableBackend
+
+        return TableBackend(network, target)
+    backend = _open_cpu(network, precision) if target.type == "cpu" else _open_cuda(network, target, precision)
     if tile == "off":
         return backend
     from dped_live.backends.tiled import TiledBackend
 
-    return TiledBackend(backend, generator, None if tile == "auto" else tile, notify)
+    return TiledBackend(backend, network, None if tile == "auto" else tile, notify)
 
 
-def _open(generator: Generator, device: str, precision: Precision) -> WholeBackend:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        return _open_cpu(generator, precision)
-    if device.split(":")[0] != "cuda":
-        raise BackendError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N")
-    return _open_cuda(generator, device, precision)
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name.split(":")[0] != "cuda":
+        raise BackendError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        built = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
+        raise BackendError(f"no device {name}: {built}; use --device cpu, or see https://pytorch.org for a CUDA build")
+    target = torch.device(name)
+    if target.index is not None and target.index >= torch.cuda.device_count():
+        raise BackendError(f"no device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return target
 
 
 def _open_cpu(generator: Generator, precision: Precision) -> WholeBackend:
@@ -102,14 +119,9 @@ def _open_cpu(generator: Generator, precision: Precision) -> WholeBackend:
         precision, why = ("bf16", ": this CPU has it") if _cpu_has_bf16() else ("fp32", ": this CPU has no fast bf16")
     if precision == "fp16":
         raise BackendError("fp16 is for GPUs; on a CPU use --precision bf16 or fp32")
-    description = f"CPU, {precision}{why}"
-    if generator.shuffle > 1:
-        from dped_live.backends.torch_module import TorchModuleBackend
-
-        return TorchModuleBackend(generator, torch.device("cpu"), _TYPES[precision], description)
     from dped_live.backends.torch_cpu import TorchCpuBackend
 
-    return TorchCpuBackend(generator, _TYPES[precision], description)
+    return TorchCpuBackend(generator, _TYPES[precision], f"CPU, {precision}{why}")
 
 
 def _cpu_has_bf16() -> bool:
@@ -117,17 +129,9 @@ def _cpu_has_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
 
 
-def _open_cuda(generator: Generator, device: str, precision: Precision) -> WholeBackend:
+def _open_cuda(generator: Generator, device: torch.device, precision: Precision) -> WholeBackend:
     from dped_live.backends.torch_module import TorchModuleBackend
 
-    if not torch.cuda.is_available():
-        built = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
-        raise BackendError(
-            f"no device {device}: {built}; use --device cpu, or see https://pytorch.org for a CUDA build"
-        )
-    target = torch.device(device)
-    if target.index is not None and target.index >= torch.cuda.device_count():
-        raise BackendError(f"no device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
     chosen: Precision = "fp16" if precision == "auto" else precision
-    name = torch.cuda.get_device_name(target)
-    return TorchModuleBackend(generator, target, _TYPES[chosen], f"{name}, {chosen}")
+    name = torch.cuda.get_device_name(device)
+    return TorchModuleBackend(generator, device, _TYPES[chosen], f"{name}, {chosen}")

@@ -33,8 +33,8 @@ _PICTURE_BYTES = 48
 """Planned for each pixel beside the activations: RGB in float32 four times, as in the conversion from YUV."""
 
 _TILE_BYTES = 20_000_000
-"""No smaller tiles than for so many bytes are planned: 220 pixels a side for the 64 channels of iphone in bf16, 478 for
-lite. A row of them lies in memory beside the picture."""
+"""No smaller tiles than for so many bytes are planned: 220 pixels a side for the 64 channels of iphone in bf16. A row
+of them lies in memory beside the picture."""
 
 _LEAST_SIDE = 64
 """No smaller tiles are tried where memory runs out nevertheless."""
@@ -59,7 +59,6 @@ class TiledBackend:
         self._channels = generator.channels
         self._halo = generator.halo
         self._reach = generator.reach
-        self._square = generator.shuffle
         self._fixed_side = side
         self._notify = notify
         self._told: set[str] = set()
@@ -111,7 +110,7 @@ class TiledBackend:
         above = image[:, :, :0]
         done = 0
         while done < height:
-            rows = next(_spans(height, self._side, self._halo, self._square, done))
+            rows = next(_spans(height, self._side, self._halo, done))
             try:
                 enhanced = self._enhance_row(image, above, rows, statistics)
             except TooLargeError as error:
@@ -124,7 +123,7 @@ class TiledBackend:
     def _enhance_row(self, image: Tensor, above: Tensor, rows: _Span, statistics: Statistics) -> Tensor:
         """above: the rows of the picture's halo above the row of tiles."""
         enhanced = image.new_empty((1, 3, rows.place.stop - rows.place.start, image.shape[3]))
-        for columns in _spans(image.shape[3], self._side, self._halo, self._square):
+        for columns in _spans(image.shape[3], self._side, self._halo):
             below = image[:, :, rows.place.start : rows.outer.stop, columns.outer]
             tile = torch.cat((above[..., columns.outer], below), dim=2)
             part = self._backend.enhance(tile, statistics)
@@ -134,10 +133,10 @@ class TiledBackend:
     def _measure(self, image: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
         result = torch.empty_like(image)
         measured = []
-        for tile in _tiles(image, self._side, self._halo, self._square):
+        for tile in _tiles(image, self._side, self._halo):
             enhanced, found = self._backend.measure(image[(..., *tile.outer)], statistics, tile.interior)
             result[(..., *tile.place)] = enhanced[(..., *tile.interior)]
-            measured.append((found, tile.squares(self._square)))
+            measured.append((found, tile.pixels))
         return result, _pool(measured)
 
     def _norm_by_norm(self, image: Tensor) -> Statistics:
@@ -159,11 +158,8 @@ class TiledBackend:
         halo = self._reach(before.mean.shape[1])
         return _pool(
             [
-                (
-                    self._backend.measure_next(image[(..., *tile.outer)], before, tile.interior),
-                    tile.squares(self._square),
-                )
-                for tile in _tiles(image, self._side, halo, self._square)
+                (self._backend.measure_next(image[(..., *tile.outer)], before, tile.interior), tile.pixels)
+                for tile in _tiles(image, self._side, halo)
             ]
         )
 
@@ -219,33 +215,33 @@ class _Tile:
     outer: tuple[slice, slice]
     interior: tuple[slice, slice]
 
-    def squares(self, side: int) -> int:
-        """How many squares of this side it has, those that the picture's end cuts included."""
-        heights, widths = (-(-(span.stop - span.start) // side) for span in self.place)
-        return int(heights * widths)
+    @property
+    def pixels(self) -> int:
+        rows, columns = self.place
+        return int((rows.stop - rows.start) * (columns.stop - columns.start))
 
 
-def _tiles(image: Tensor, side: int, halo: int, square: int) -> Iterator[_Tile]:
+def _tiles(image: Tensor, side: int, halo: int) -> Iterator[_Tile]:
     height, width = image.shape[2:]
-    for rows, columns in product(_spans(height, side, halo, square), _spans(width, side, halo, square)):
+    for rows, columns in product(_spans(height, side, halo), _spans(width, side, halo)):
         yield _Tile((rows.place, columns.place), (rows.outer, columns.outer), (rows.interior, columns.interior))
 
 
-def _spans(length: int, side: int, halo: int, square: int, start: int = 0) -> Iterator[_Span]:
-    """From `start` on, as few as possible, and equal to a pixel or a square of the light kind: a narrow rest would be
-    rounded differently (see TorchCpuBackend) and mostly be halo."""
+def _spans(length: int, side: int, halo: int, start: int = 0) -> Iterator[_Span]:
+    """From `start` on, as few as possible, and equal to a pixel: a narrow rest would be rounded differently (see
+    TorchCpuBackend) and mostly be halo."""
     while start < length:
         count = math.ceil((length - start) / side)
-        end = min(length, start + math.ceil((length - start) / count / square) * square)
+        end = min(length, start + math.ceil((length - start) / count))
         first = max(0, start - halo)
         yield _Span(slice(start, end), slice(first, min(length, end + halo)), slice(start - first, end - first))
         start = end
 
 
 def _pool(parts: Sequence[tuple[Statistics, int]]) -> Statistics:
-    """The statistics of a picture from those of its parts and their numbers of places, in float64."""
-    places = torch.tensor([count for _, count in parts], dtype=torch.float64, device=parts[0][0].mean.device)
-    share = (places / places.sum())[:, None, None]
+    """The statistics of a picture from those of its parts and their numbers of pixels, in float64."""
+    pixels = torch.tensor([count for _, count in parts], dtype=torch.float64, device=parts[0][0].mean.device)
+    share = (pixels / pixels.sum())[:, None, None]
     means = torch.cat([statistics.mean for statistics, _ in parts]).double()
     variances = torch.cat([statistics.variance for statistics, _ in parts]).double()
     mean = (share * means).sum(dim=0, keepdim=True)

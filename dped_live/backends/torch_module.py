@@ -1,6 +1,5 @@
 """The generator as PyTorch runs it: channels-last convolutions of cuDNN or oneDNN, statistics in float32.
-
-For GPUs, and on CPUs for the light kind, whose activations are small enough to stay in cache as a whole.
+For GPUs; on CPUs torch_cpu.py is faster.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class TorchModuleBackend:
         self.device = device
         self.description = description
         # The block's input, a layer's input and its output, one more while ReLU copies, and cuDNN's workspace.
-        self.bytes_per_pixel = 5 * generator.channels * precision.itemsize // generator.shuffle**2
+        self.bytes_per_pixel = 5 * generator.channels * precision.itemsize
         if device.type == "cuda":
             # fp32 was asked for where it is used: TF32 has the ten-bit mantissa of fp16.
             torch.backends.cudnn.allow_tf32 = False
@@ -35,32 +34,34 @@ class TorchModuleBackend:
         self._generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
-        with torch.inference_mode(), _memory_error(image):
-            enhanced: Tensor = self._generator.forward(self._laid_out(image), statistics)
+        with torch.inference_mode(), memory_error(image):
+            enhanced: Tensor = self._generator.forward(_laid_out(image), statistics)
             return enhanced.float() if out is None else out.copy_(enhanced)
 
     def measure(
         self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
     ) -> tuple[Tensor, Statistics]:
-        with torch.inference_mode(), _memory_error(image):
-            enhanced, measured = self._generator.measure(self._laid_out(image), statistics, interior)
+        with torch.inference_mode(), memory_error(image):
+            enhanced, measured = self._generator.measure(_laid_out(image), statistics, interior)
             return enhanced.float(), measured
 
     def statistics(self, image: Tensor) -> Statistics:
-        with torch.inference_mode(), _memory_error(image):
-            return self._generator.statistics(self._laid_out(image))
+        with torch.inference_mode(), memory_error(image):
+            return self._generator.statistics(_laid_out(image))
 
     def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
-        with torch.inference_mode(), _memory_error(image):
-            return self._generator.measure_next(self._laid_out(image), before, interior)
+        with torch.inference_mode(), memory_error(image):
+            return self._generator.measure_next(_laid_out(image), before, interior)
 
-    def _laid_out(self, image: Tensor) -> Tensor:
-        """As the first convolution wants it; the light kind makes its own of it."""
-        return image if self._generator.shuffle > 1 else image.contiguous(memory_format=torch.channels_last)
+
+def _laid_out(image: Tensor) -> Tensor:
+    """As the first convolution wants it."""
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager
-def _memory_error(image: Tensor) -> Iterator[None]:
+def memory_error(image: Tensor) -> Iterator[None]:
+    """Raises TooLargeError where a GPU has no memory left for this picture."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:

@@ -18,7 +18,7 @@ from dped_live.training.configuration import Configuration
 from dped_live.training.trainer import Losses, Trainer
 from dped_live.weights import replace_file
 
-FORMAT = "dped-live training 1"
+FORMAT = "dped-live training 2"
 
 
 @dataclass(slots=True)

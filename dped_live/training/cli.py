@@ -20,13 +20,11 @@ from dped_live.partial import PartialFile
 from dped_live.terminal import LINE_EVERY, clock, fetch_progress, ignore, interruptible, say
 
 if TYPE_CHECKING:
-    from dped_live.generator import Generator
+    from dped_live.network import Network
     from dped_live.training.trainer import Losses
 
 _LEAST_PATCH = 17
 """Pixels; what the discriminator needs."""
-
-_SHAPE = ("channels", "blocks", "shuffle")
 
 _DEFAULT = "(default: %(default)s)"
 
@@ -68,16 +66,9 @@ def _train_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--init", metavar="MODEL", help="start from a published name or a file (default: random values)")
     group.add_argument(
-        "--channels", metavar="N", type=_whole(1, 999), help="of every layer (default: those of --model)"
+        "--channels", metavar="N", type=_whole(1, 999), help="of every layer (default: those of --model; lite has none)"
     )
     group.add_argument("--blocks", metavar="N", type=_whole(1, 999), help="residual blocks (default: those of --model)")
-    group.add_argument(
-        "--shuffle",
-        type=int,
-        choices=[1, 2, 4],
-        help="2 or 4: the light kind, which works on squares of so many pixels a side and changes the picture, not "
-        "makes it anew (default: that of --model)",
-    )
 
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -242,7 +233,6 @@ def _train(arguments: list[str]) -> int:
         configuration = Configuration(
             channels=shape[0],
             blocks=shape[1],
-            shuffle=shape[2],
             phone=(pairs.train or pairs.test)[0].phone.parent.name,
             hold_out=options.hold_out,
             recipe=options.recipe,
@@ -295,20 +285,27 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def _shape(options: argparse.Namespace, init: Generator | None) -> tuple[int, ...]:
-    """Channels, blocks and shuffle: those of --init, or of --model with what is said of them besides."""
+def _shape(options: argparse.Namespace, init: Network | None) -> tuple[int, int] | tuple[None, None]:
+    """Channels and blocks: those of --init, or of --model with what is said of them besides; none for lite's kind."""
     from dped_live import weights
+    from dped_live.generator import Generator
 
     if init is None:
         like = weights.shape(options.model or "iphone")
-        return tuple(getattr(options, name) or value for name, value in zip(_SHAPE, like, strict=True))
-    shape = tuple(getattr(init, name) for name in _SHAPE)
-    for name, value in zip(_SHAPE, shape, strict=True):
-        if getattr(options, name) not in (None, value):
+    else:
+        like = (init.channels, init.blocks) if isinstance(init, Generator) else None
+        if options.model and weights.shape(options.model) != like:
+            raise TrainingError(f"{options.init} is not built like {options.model}; leave out --model")
+    if like is None:
+        if options.channels or options.blocks:
+            raise TrainingError("the size of networks like lite is fixed; leave out --channels and --blocks")
+        return None, None
+    if init is None:
+        return options.channels or like[0], options.blocks or like[1]
+    for name, asked, value in (("channels", options.channels, like[0]), ("blocks", options.blocks, like[1])):
+        if asked not in (None, value):
             raise TrainingError(f"{options.init} has {value} {name}; leave out --{name}")
-    if options.model and weights.shape(options.model) != shape:
-        raise TrainingError(f"{options.init} is not built like {options.model}; leave out --model")
-    return shape
+    return like
 
 
 @contextmanager

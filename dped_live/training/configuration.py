@@ -15,7 +15,8 @@ class Configuration:
     """The options of `dped-live train` on which the trained weights depend; its names are theirs.
 
     phone: the name of the folder with the phone's pictures. data: what `fingerprint` says, for DIR may move.
-    init: the model that training starts from; None for the original's random values.
+    init: the model that training starts from; None for random values.
+    channels, blocks: of DPED's kind of network; None for that of lite.
     """
 
     phone: str
@@ -24,9 +25,8 @@ class Configuration:
     content: Literal["vgg", "off"] = "vgg"
     batch: int = 50
     learning_rate: float = 5e-4
-    channels: int = 64
-    blocks: int = 4
-    shuffle: int = 1
+    channels: int | None = 64
+    blocks: int | None = 4
     patch: int = 100
     augment: bool = False
     seed: int = 0

@@ -22,7 +22,9 @@ from torch import nn
 from dped_live import weights
 from dped_live.errors import OutputError, TrainingError
 from dped_live.generator import Generator
+from dped_live.network import Network
 from dped_live.sinks.images import write_photo
+from dped_live.table_network import TableNetwork
 from dped_live.training import checkpoint
 from dped_live.training.checkpoint import Progress
 from dped_live.training.configuration import Configuration
@@ -52,7 +54,7 @@ def train(
     *,
     steps: int,
     features: nn.Module | None = None,
-    init: Generator | None = None,
+    init: Network | None = None,
     processes: Processes | None = None,
     resume: bool = False,
     workers: int = 0,
@@ -63,10 +65,10 @@ def train(
     progress: Callable[[int, Losses], None] = lambda _step, _losses: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train a generator on pairs of pictures, and write the run's folder.
+    """Train a network on pairs of pictures, and write the run's folder.
 
     features: what the content loss compares (vgg.load_features); None leaves this term out.
-    init: the generator to start from, of the configuration's kind and size; None starts from random values.
+    init: the network to start from, of the configuration's kind and size; None starts from random values.
     processes: those that train together (processes.joined); the first alone writes, and calls notify and progress.
     resume: go on from the last checkpoint, on the CPU to the very bits that an uninterrupted run would have come to.
     evaluate_every: steps. The test set is measured, and a checkpoint written, before the first step, after every so
@@ -155,16 +157,17 @@ def expect_usable(run: Path, resume: bool) -> None:
 
 
 def _trainer(
-    configuration: Configuration, features: nn.Module | None, init: Generator | None, processes: Processes
+    configuration: Configuration, features: nn.Module | None, init: Network | None, processes: Processes
 ) -> Trainer:
     if (features is not None) != (configuration.content == "vgg"):
         raise ValueError("features are given where the configuration's content is vgg, and only there")
     random = torch.Generator().manual_seed(configuration.seed)
-    with torch.random.fork_rng(devices=[]):  # PyTorch draws values of its own, which are not used
+    with torch.random.fork_rng(devices=[]):  # PyTorch draws values of its own
         discriminator = Discriminator(configuration.patch)
-        generator = init or Generator(configuration.channels, configuration.blocks, configuration.shuffle)
+        torch.manual_seed(configuration.seed)
+        generator = init or _network(configuration.channels, configuration.blocks)
     initialise(discriminator, random)
-    if generator is not init:
+    if init is None and isinstance(generator, Generator):
         initialise(generator, random)
     return Trainer(
         generator,
@@ -175,6 +178,11 @@ def _trainer(
         resolve_precision(configuration.precision, processes.device),
         processes,
     )
+
+
+def _network(channels: int | None, blocks: int | None) -> Network:
+    """A table network's first values are PyTorch's own, with which it changes next to nothing."""
+    return TableNetwork() if channels is None or blocks is None else Generator(channels, blocks)
 
 
 def _make(folder: Path) -> None:

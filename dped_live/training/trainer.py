@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from dped_live.errors import BackendError
-from dped_live.generator import Generator
+from dped_live.network import Network
 from dped_live.training.discriminator import Discriminator
 from dped_live.training.losses import (
     LossWeights,
@@ -56,7 +56,7 @@ class Trainer:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Network,
         discriminator: Discriminator,
         features: nn.Module | None,
         weights: LossWeights,
@@ -177,7 +177,7 @@ class Trainer:
     # What a checkpoint holds.
 
     @property
-    def _networks(self) -> dict[str, Generator | Discriminator]:
+    def _networks(self) -> dict[str, Network | Discriminator]:
         return {"generator": self.generator, "discriminator": self.discriminator}
 
     def tensors(self) -> dict[str, Tensor]:
