@@ -33,8 +33,8 @@ _PICTURE_BYTES = 48
 """Planned for each pixel beside the activations: RGB in float32 four times, as in the conversion from YUV."""
 
 _TILE_BYTES = 20_000_000
-"""No smaller tiles than for so many bytes are planned: 220 pixels a side for the 64 channels of iphone in bf16. A row of
-them lies in memory beside the picture."""
+"""No smaller tiles than for so many bytes are planned: 220 pixels a side for the 64 channels of iphone in bf16. A row
+of them lies in memory beside the picture."""
 
 _LEAST_SIDE = 64
 """No smaller tiles are tried where memory runs out nevertheless."""
