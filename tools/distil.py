@@ -79,7 +79,7 @@ def crops(photos: list[np.ndarray], count: int, random: np.random.Generator) -> 
 
 
 def paint(picture: np.ndarray, random: np.random.Generator) -> None:
-    """Cover a part with one colour, or with one turning into another, as titles, slides and walls are."""
+    """Cover a part with one colour, or one turning into another, as titles, slides and walls have."""
     height, width = random.integers(16, SIDE // 2, 2)
     top, left = random.integers(SIDE - height), random.integers(SIDE - width)
     colours = random.uniform(0, 255, (2, 3))
