@@ -162,4 +162,4 @@ def test_a_reduced_lite_does_nearly_what_lite_does(factor: int, shared: Path) ->
         photo = read_photo(path).frame.planes[0][8:-8, 8:-8]
         picture = torch.tensor(photo).permute(2, 0, 1)[None].float() / 255
         exact, result = (backend.enhance(picture).clamp(0, 1) for backend in (lite, ReducedBackend(lite, factor)))
-        assert psnr(result, exact) > psnr(picture, exact) + 4
+        assert psnr(result, exact) > psnr(picture, exact) + 3
