@@ -27,8 +27,8 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def scene(seed: int) -> Statistics:
-    values = torch.rand(1, 1, VALUES, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return Statistics(values, torch.ones_like(values))
+    means = torch.rand(1, 1, VALUES, generator=torch.Generator().manual_seed(seed)) * 6 - 3
+    return Statistics(means, torch.ones_like(means))
 
 
 def same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
