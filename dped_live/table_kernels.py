@@ -31,7 +31,12 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 def _compiled(function: _Function) -> _Function:
-    return cast(_Function, numba.njit(fastmath=True, nogil=True, cache=True)(function))
+    try:
+        compiled = numba.njit(fastmath=True, nogil=True, cache=True)(function)
+    except RuntimeError:
+        # Neither the package's folder nor the user's cache can be written to: compiled at each start, for seconds.
+        compiled = numba.njit(fastmath=True, nogil=True)(function)
+    return cast(_Function, compiled)
 
 
 @_compiled
