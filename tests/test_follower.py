@@ -71,7 +71,7 @@ def live() -> tuple[Follower, Enhancer]:
 
 
 def until(condition: Callable[[], bool], step: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end, "it never came"
         step()
