@@ -80,10 +80,24 @@ def _look_up(table: Array, side: int, colours: Array, out: Array, corners: NDArr
 
 
 @_compiled
-def _copy(picture: Array, y: int, row: Array) -> None:
+def _read(picture: Array, start: int, end: int, above: Array, below: Array, at: int, row: Array) -> None:
+    """Row `at` of a picture, for one who may read it from `start` to `end`, and around that `above` and `below`."""
+    if at < start:
+        rows, y = above, above.shape[1] + at - start
+    elif at < end:
+        rows, y = picture, at
+    else:
+        rows, y = below, at - end
     for c in range(3):
         for x in range(row.shape[1]):
-            row[c, x] = picture[c, y, x]
+            row[c, x] = rows[c, y, x]
+
+
+@_compiled
+def _write(row: Array, out: Array, y: int) -> None:
+    for c in range(3):
+        for x in range(row.shape[1]):
+            out[c, y, x] = row[c, x]
 
 
 @_compiled
@@ -143,12 +157,7 @@ def filter_rows(
         while done <= y + _REACH:
             at = min(max(done, start - above.shape[1]), end + below.shape[1] - 1)
             to = (done - start + 9) % 9
-            if at < start:
-                _copy(above, above.shape[1] + at - start, row)
-            elif at < end:
-                _copy(picture, at, row)
-            else:
-                _copy(below, at - end, row)
+            _read(picture, start, end, above, below, at, row)
             _look_up(table, side, row, row, corners, weights)
             for c in range(3):
                 for x in range(width):
@@ -167,9 +176,7 @@ def filter_rows(
                 row[c, x] = b0 * filtered[0, x] + b1 * filtered[1, x] + b2 * filtered[2, x]
         if last.shape[0] > 0:
             _look_up(last, side, row, row, corners, weights)
-        for c in range(3):
-            for x in range(width):
-                out[c, y, x] = row[c, x]
+        _write(row, out, y)
 
 
 @_compiled
@@ -265,12 +272,7 @@ def enhance_rows(
         # Each layer is as far ahead as the next one looks down.
         at = y + 4
         if max(0, start - 4) <= at < min(height, end + 4):
-            if at < start:
-                _copy(above, above.shape[1] + at - start, row)
-            elif at < end:
-                _copy(picture, at, row)
-            else:
-                _copy(below, at - end, row)
+            _read(picture, start, end, above, below, at, row)
             _look_up(table, side, row, row, corners, weights)
             to = colours[at % 5]
             for c in range(3):
@@ -316,9 +318,7 @@ def enhance_rows(
             change = min(max(two[0, x], -most), most)
             row[0, x], row[1, x], row[2, x] = red + change, green + change, blue + change
         _look_up(second, side, row, row, corners, weights)
-        for c in range(3):
-            for x in range(width):
-                out[c, y, x] = row[c, x]
+        _write(row, out, y)
 
 
 @_compiled
