@@ -110,7 +110,7 @@ class _Scene:
         self._filter = filter_
         self._tables = tables
         self._batches = [] if batch is None else [batch]
-        self._seen = np.zeros(_COLOURS**3, bool)  # the colours of the samples
+        self._seen = _seen(self._known())
         self._seconds = 0.0  # that the network takes for a pixel; 0: not known yet
 
     def refit(self, image: Tensor, statistics: Statistics, share: float | None, measure: bool) -> _Refit:
@@ -128,7 +128,7 @@ class _Scene:
             count = _FIRST
         self._batches = [batch for batch in self._batches if distance(statistics, batch.statistics) <= _ALIKE]
         picture = image[0].cpu().numpy()
-        chosen = _chosen(picture, places, max(1, count), [s for batch in self._batches for s in batch.samples])
+        chosen = _chosen(picture, places, max(1, count), self._seen)
         # Side by side, as one picture: what a part gets from its neighbour stays within the rim.
         row = torch.cat([image[:, :, p.top : p.top + p.height, p.left : p.left + p.width] for p in chosen], dim=3)
         began = time.monotonic()
@@ -140,16 +140,19 @@ class _Scene:
         kept = max(count, math.ceil(_KEPT * len(places)))
         while sum(len(batch.samples) for batch in self._batches[1:]) >= kept:
             del self._batches[0]
-        known = [sample for batch in self._batches for sample in batch.samples]
+        known = self._known()
         self._tables = fit(known, self._filter, self._tables)
-        self._seen = sum((_histogram(sample.before) for sample in known), np.zeros(_COLOURS**3)) > 0
+        self._seen = _seen(known)
         measured = self._network.statistics(_gathered(image, _MEASURED)) if measure else None
         return _Refit(self, self._tables, measured)
 
     def unknown(self, image: Tensor) -> float:
         """The part of a picture that has colours of no sample."""
         found = _histogram(image[0].cpu().numpy())
-        return float(found[~self._seen].sum() / found.sum())
+        return float(found[self._seen == 0].sum() / found.sum())
+
+    def _known(self) -> list[Sample]:
+        return [sample for batch in self._batches for sample in batch.samples]
 
 
 class Follower:
@@ -261,8 +264,7 @@ class Follower:
     def _follow_in_turn(
         self, image: Tensor, statistics: Statistics | None, before: Statistics | None, now: Fraction
     ) -> None:
-        if statistics is None:
-            raise AssertionError("a file is followed by given statistics")
+        assert statistics is not None, "a file is followed by given statistics"
         if self._scene is None or before is None or distance(statistics, before) > _ALIKE:
             self._scene = _Scene(self._network, self._filter)
             self._jump(self._scene.refit(image, statistics, 1, False).tables)
@@ -373,13 +375,12 @@ def _places(height: int, width: int) -> list[_Place]:
     ]
 
 
-def _chosen(picture: np.ndarray, places: Sequence[_Place], count: int, known: Sequence[Sample]) -> list[_Place]:
-    """The places that show most of what is seldom or never in the samples known, and often in the picture (3, H, W)."""
+def _chosen(picture: np.ndarray, places: Sequence[_Place], count: int, seen: np.ndarray) -> list[_Place]:
+    """The places that show most of what was seldom or never seen, and is often in the picture (3, H, W)."""
     if count >= len(places):
         return list(places)
     histograms = np.stack([_histogram(picture[:, p.top : p.top + p.height, p.left : p.left + p.width]) for p in places])
     often = histograms.sum(0)
-    seen = sum((_histogram(sample.before) for sample in known), np.zeros_like(often))
     left = list(range(len(places)))
     chosen: list[_Place] = []
     while len(chosen) < count:
@@ -388,6 +389,11 @@ def _chosen(picture: np.ndarray, places: Sequence[_Place], count: int, known: Se
         seen = seen + histograms[best]
         chosen.append(places[best])
     return chosen
+
+
+def _seen(samples: Sequence[Sample]) -> np.ndarray:
+    """How often each colour is in samples."""
+    return sum((_histogram(sample.before) for sample in samples), np.zeros(_COLOURS**3))
 
 
 def _histogram(picture: np.ndarray) -> np.ndarray:
