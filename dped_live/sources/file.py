@@ -5,27 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
-import numpy as np
 
 from dped_live.errors import InputError
-from dped_live.frame import PIXEL_FORMATS, ChromaLocation, Frame, Matrix, PixelFormat, VideoFormat
-
-_MATRICES: dict[int, Matrix] = {
-    0: "rgb",
-    1: "bt709",
-    4: "fcc",
-    5: "bt601",
-    6: "bt601",
-    7: "smpte240m",
-    9: "bt2020",
-}
-"""By ITU-T H.273 code point. 2 is 'unspecified'; the rest are not linear in R'G'B'."""
-
-_ACCURATE = 2 | 0x2000 | 0x4000 | 0x40000
-"""swscale: bilinear, full chroma both ways, accurate rounding. Its default repeats chroma samples."""
+from dped_live.frame import Frame
+from dped_live.sources.picture import PictureReader
 
 _STARTS_ANYWHERE = {"mpegts", "mpeg", "vob"}
 """Containers of a running clock: their first timestamp means nothing and is taken off."""
@@ -48,7 +33,7 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.notes: list[str] = []
+        self._own_notes: list[str] = []
         self._damaged = 0
         try:
             # The prefix keeps FFmpeg from reading a protocol into a name such as `a:b.mp4`.
@@ -62,8 +47,8 @@ class FileSource:
             self._first = next(self._decoded, None)
             if self._first is None:
                 raise InputError(f"{path}: no picture in it can be decoded; nothing written")
-            self._pixel_format = self._stored_as(self._first)
-            self.format = self._format(self._first)
+            self._reader = PictureReader(path, self._stream, self._first)
+            self.format = self._reader.format
         except BaseException:
             self.close()
             raise
@@ -74,6 +59,10 @@ class FileSource:
             end = (self._container.start_time or 0) + self._container.duration
             self.duration = Fraction(end, av.time_base) - self.start
         self.frame_count = self._estimate()
+
+    @property
+    def notes(self) -> list[str]:
+        return [*self._reader.notes, *self._own_notes]
 
     def frames(self) -> Iterator[Frame]:
         """Every picture once, in presentation order. The planes are views of the decoder's own, which it keeps."""
@@ -93,17 +82,17 @@ class FileSource:
                 invented += 1
             corrupt += picture.is_corrupt
             known = picture.duration * tick if picture.duration else None
-            yield Frame(self._planes(picture), self.format, time, known)
+            yield Frame(self._reader.planes(picture), self.format, time, known)
             time += known or duration
             self._first = next(self._decoded, None)
         if invented:
-            self.notes.append(f"{invented} pictures have no timestamp; they follow each other at the frame rate")
+            self._own_notes.append(f"{invented} pictures have no timestamp; they follow each other at the frame rate")
         if self._damaged:
-            self.notes.append(f"{self._damaged} damaged packets were passed over")
+            self._own_notes.append(f"{self._damaged} damaged packets were passed over")
         if corrupt:
-            self.notes.append(f"{corrupt} pictures are damaged")
+            self._own_notes.append(f"{corrupt} pictures are damaged")
         if self.duration is not None and time < 0.9 * self.duration and self.duration - time > 1:
-            self.notes.append(f"the pictures end at {float(time):.1f} s of {float(self.duration):.1f} s")
+            self._own_notes.append(f"the pictures end at {float(time):.1f} s of {float(self.duration):.1f} s")
 
     def close(self) -> None:
         """Release the file."""
@@ -121,81 +110,6 @@ class FileSource:
                     self._damaged += 1
         except (av.FFmpegError, OSError) as error:
             raise InputError(f"{self.path}: {_reason(error)}") from error
-
-    def _stored_as(self, picture: av.VideoFrame) -> PixelFormat:
-        """The pixel format of our frames: the decoder's, or the nearest that loses nothing but alpha."""
-        name = _without_j(picture.format.name)
-        if name in PIXEL_FORMATS:
-            return PIXEL_FORMATS[name]
-        components = picture.format.components
-        depth = max(component.bits for component in components)
-        if any(component.is_alpha for component in components):
-            self.notes.append("the video's transparency is not kept")
-        if picture.format.is_rgb or picture.format.has_palette:
-            return PIXEL_FORMATS["rgb24" if depth <= 8 else "rgb48le"]
-        stored = next((d for d in (8, 10, 12) if depth <= d), 16)
-        suffix = "" if stored == 8 else f"{stored}le"
-        if len(components) <= 2:
-            return PIXEL_FORMATS[f"gray{suffix}"]
-        layout = {(4, 4): "420", (4, 8): "422"}.get(
-            (picture.format.chroma_width(8), picture.format.chroma_height(8)), "444"
-        )
-        return PIXEL_FORMATS[f"yuv{layout}p{suffix}"]
-
-    def _format(self, picture: av.VideoFrame) -> VideoFormat:
-        kind = self._pixel_format.kind
-        matrix: Matrix = "rgb"
-        if kind == "yuv":
-            if picture.colorspace == 2:
-                # What decoders of untagged video assume: high definition is BT.709.
-                matrix = "bt709" if picture.height >= 720 else "bt601"
-            elif picture.colorspace in _MATRICES and picture.colorspace != 0:
-                matrix = _MATRICES[picture.colorspace]
-            else:
-                raise InputError(
-                    f"{self.path}: its colour matrix (H.273 code {int(picture.colorspace)}) is not supported; "
-                    f"convert it to BT.709 first"
-                )
-        full_by_nature = kind != "yuv" or picture.format.name.startswith("yuvj")
-        full_range = full_by_nature if picture.color_range == 0 else picture.color_range == 2
-        if picture.color_trc in (16, 18):
-            self.notes.append("HDR video: enhanced as if it were SDR, which the models were made for")
-        codec = self._stream.codec_context.name
-        location: ChromaLocation = "center" if codec in ("mjpeg", "mpeg1video") else "left"
-        return VideoFormat(
-            width=picture.width,
-            height=picture.height,
-            pixel_format=self._pixel_format,
-            matrix=matrix,
-            full_range=full_range or kind == "rgb",
-            chroma_location=location,
-            primaries=int(picture.color_primaries),
-            transfer=int(picture.color_trc),
-            sample_aspect_ratio=self._stream.sample_aspect_ratio or Fraction(1),
-            time_base=self._stream.time_base or Fraction(1, 90000),
-            display_matrix=_display_matrix(picture),
-        )
-
-    def _planes(self, picture: av.VideoFrame) -> tuple[np.ndarray, ...]:
-        pixel = self._pixel_format
-        width, height = self.format.width, self.format.height
-        if (picture.width, picture.height) != (width, height):
-            note = f"the size changes in mid-stream; all pictures are scaled to {width}x{height}"
-            if note not in self.notes:
-                self.notes.append(note)
-        if (picture.width, picture.height, _without_j(picture.format.name)) != (width, height, pixel.name):
-            picture = picture.reformat(width, height, pixel.name, interpolation=_ACCURATE)
-        dtype = np.dtype(np.uint8 if pixel.depth == 8 else np.uint16)
-        planes = []
-        for index, plane in enumerate(picture.planes):
-            samples = 3 if pixel.kind == "rgb" else 1
-            rows = np.frombuffer(memoryview(plane), dtype).reshape(-1, plane.line_size // dtype.itemsize)
-            if index == 0:
-                rows = rows[:height, : width * samples]
-            else:
-                rows = rows[: -(-height >> pixel.chroma_shift_y), : -(-width >> pixel.chroma_shift_x)]
-            planes.append(rows.reshape(height, width, 3) if samples == 3 else rows)
-        return tuple(planes)
 
     def _clock_start(self) -> Fraction:
         if _STARTS_ANYWHERE.isdisjoint(self._container.format.name.split(",")):
@@ -231,23 +145,6 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
         videos,
         key=lambda stream: (bool(stream.disposition & av.stream.Disposition.default), stream.frames, -stream.index),
     )
-
-
-def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
-    try:
-        data: Any = picture.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know every kind of side data there is
-        return None
-    if data is None:
-        return None
-    matrix = tuple(int(value) for value in np.frombuffer(memoryview(data), "<i4", 9))
-    identity = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    return None if matrix == identity else matrix
-
-
-def _without_j(name: str) -> str:
-    """FFmpeg's deprecated yuvj420p is yuv420p in full range."""
-    return name.replace("yuvj", "yuv")
 
 
 def _reason(error: Exception) -> str:
