@@ -21,7 +21,7 @@ from dped_live.backends import open_backend
 from dped_live.batch import Job, Settings, enhance_video
 from dped_live.generator import Generator
 from dped_live.pipeline import Stats
-from dped_live.sinks.file import Encoding
+from dped_live.sinks.encoding import Encoding
 
 WIDTH, HEIGHT = 96, 64
 

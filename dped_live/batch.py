@@ -15,7 +15,8 @@ from dped_live.errors import DpedError, InputError, OutputError
 from dped_live.partial import PartialFile
 from dped_live.pipeline import Stats, run
 from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
-from dped_live.sinks.file import Companion, Encoding, FileSink, encoded_format
+from dped_live.sinks.encoding import Encoding, encoded_format
+from dped_live.sinks.file import Companion, FileSink
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
 from dped_live.sources.file import FileSource
 from dped_live.sources.images import is_photo, read_photo

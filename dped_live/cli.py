@@ -287,7 +287,7 @@ def _enhance(arguments: list[str]) -> int:
     # torch and av take seconds to import: not before the arguments are known to be right.
     from dped_live import batch, weights
     from dped_live.backends import open_backend
-    from dped_live.sinks.file import Encoding
+    from dped_live.sinks.encoding import Encoding
 
     output = None if options.output is None else Path(options.output)
     jobs, errors = batch.plan(inputs, output, options.recursive, options.before_after)
@@ -525,7 +525,7 @@ def _live_sinks(options: argparse.Namespace, controls: Controls, source: LiveSou
 
 
 def _recording(file: Path, source: LiveSource, options: argparse.Namespace) -> LiveSink:
-    from dped_live.sinks.file import Encoding
+    from dped_live.sinks.encoding import Encoding
     from dped_live.sinks.recording import ENCODING, RecordingSink
     from dped_live.sources.microphone import Microphone
 

@@ -368,7 +368,8 @@ def _codec(name: str) -> Iterator[Check]:
     import numpy as np
 
     from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
-    from dped_live.sinks.file import Encoding, FileSink, encoded_format
+    from dped_live.sinks.encoding import Encoding, encoded_format
+    from dped_live.sinks.file import FileSink
     from dped_live.sources.file import FileSource
 
     hardware = name in _HARDWARE_ENCODERS

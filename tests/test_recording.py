@@ -20,7 +20,7 @@ import pytest
 
 from dped_live.errors import InputError, OutputError
 from dped_live.live_state import LivePicture, LiveStats
-from dped_live.sinks.file import Encoding
+from dped_live.sinks.encoding import Encoding
 from dped_live.sinks.recording import RecordingSink
 from dped_live.sources.microphone import Microphone
 

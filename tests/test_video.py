@@ -29,7 +29,8 @@ from dped_live import batch, weights
 from dped_live.backends import Backend, open_backend
 from dped_live.errors import DpedError, InputError, OutputError
 from dped_live.pipeline import Stats
-from dped_live.sinks.file import Companion, Encoding, FileSink, encoded_format
+from dped_live.sinks.encoding import Encoding, encoded_format
+from dped_live.sinks.file import Companion, FileSink
 from dped_live.sources.file import FileSource
 from dped_live.statistics import Statistics
 

@@ -6,26 +6,18 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
-import numpy as np
 
 from dped_live.errors import InputError, OutputError
-from dped_live.frame import PIXEL_FORMATS, Frame, Matrix, VideoFormat
+from dped_live.frame import Frame, VideoFormat
 from dped_live.partial import PartialFile
-
-_QUALITY: dict[str, dict[str, str]] = {
-    "libx264": {"crf": "17", "preset": "veryfast"},
-    "libx265": {"crf": "20", "preset": "medium", "x265-params": "log-level=error"},
-    "libsvtav1": {"crf": "24", "preset": "8"},
-    "libvpx-vp9": {"crf": "24", "b:v": "0", "row-mt": "1", "deadline": "good", "cpu-used": "2"},
-}
-"""Visually near lossless. Encoders that are not here keep their own defaults."""
+from dped_live.sinks.encoding import QUALITY, Encoding, configure, encoder_of, options_of, to_picture
 
 _OF_THE_DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
 """Errors of writing a header that have nothing to do with what is written."""
@@ -37,17 +29,6 @@ _IN_FRAGMENTS = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "5
 _CRASH_SAFE = {"mp4": _IN_FRAGMENTS, "mov": _IN_FRAGMENTS, "matroska": {"cluster_time_limit": "500"}}
 """By container: what half a second (500,000 us) needs to be played by itself. An MP4 that is finished is an ordinary
 one."""
-
-_H273: dict[Matrix, int] = {"bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "bt2020": 9}
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """How pictures are encoded: the name of an FFmpeg encoder, and its quality if not our default for it."""
-
-    codec: str = "libx264"
-    crf: int | None = None
-    preset: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,51 +53,6 @@ class LiveSound(Protocol):
     def next_packet(self) -> av.Packet[av.AudioStream] | None:
         """The oldest that was not taken yet; None if there is none yet."""
         ...
-
-
-def encoded_format(source: VideoFormat, codec: str) -> VideoFormat:
-    """The format nearest to `source` that an encoder takes: depth and subsampling kept where it can.
-
-    RGB becomes BT.709 (BT.601 below 720 lines) 4:2:0 in limited range, which every player shows; odd sizes become
-    4:4:4, because 4:2:0 encoders want even ones. Raises OutputError if there is no such encoder, or no format.
-    """
-    supported = {fmt.name for fmt in _encoder(codec).video_formats or []}
-    pixel = source.pixel_format
-    layout = (
-        "420"
-        if pixel.kind != "yuv"
-        else {(1, 1): "420", (1, 0): "422", (0, 0): "444"}[(pixel.chroma_shift_x, pixel.chroma_shift_y)]
-    )
-    if (layout == "420" and source.height % 2) or (layout != "444" and source.width % 2):
-        layout = "444"
-    suffixes = {8: ["", "10le"], 10: ["10le", "12le", ""], 12: ["12le", "10le", ""]}.get(
-        pixel.depth, ["12le", "10le", ""]
-    )
-    if pixel.kind == "rgb":
-        suffixes = ["" if pixel.depth == 8 else "10le", ""]
-    names = [f"yuv{shape}p{suffix}" for shape in dict.fromkeys((layout, "444", "422", "420")) for suffix in suffixes]
-    name = next((name for name in names if name in supported), None)
-    if name is None:
-        raise OutputError(f"the encoder {codec} takes none of {', '.join(names)}; use --codec libx264")
-    target = replace(source, pixel_format=PIXEL_FORMATS[name], chroma_location="left")
-    if pixel.kind != "yuv":
-        hd = source.height >= 720
-        target = replace(target, matrix="bt709" if hd else "bt601", full_range=False)
-    return target
-
-
-def configure(context: av.VideoCodecContext, fmt: VideoFormat) -> None:
-    """Tell an encoder what it will be given, and what to say of it."""
-    context.width, context.height = fmt.width, fmt.height
-    context.pix_fmt = fmt.pixel_format.name
-    context.time_base = fmt.time_base
-    # Without it FFmpeg throws away the duration of each frame, and the last one's is lost.
-    context.flags |= av.codec.context.Flags.frame_duration
-    context.colorspace = _H273[fmt.matrix]
-    context.color_range = 2 if fmt.full_range else 1
-    context.color_primaries = fmt.primaries
-    context.color_trc = fmt.transfer
-    context.sample_aspect_ratio = fmt.sample_aspect_ratio
 
 
 class FileSink:
@@ -169,17 +105,17 @@ class FileSink:
             raise OutputError(f"{path}: no container has the suffix {path.suffix!r}; use .mp4, .mkv or .mov") from error
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{path}: {error.strerror}") from error
-        codec = _encoder(encoding.codec)
+        codec = encoder_of(encoding.codec)
         # SVT-AV1 would print a page of its settings; there is no option for it.
         os.environ.setdefault("SVT_LOG", "1")
         try:
-            stream = self._container.add_stream(codec.name, frame_rate, options=_options(codec.name, encoding))
+            stream = self._container.add_stream(codec.name, frame_rate, options=options_of(codec.name, encoding))
         except ValueError as error:
             raise OutputError(
                 f"{path}: {path.suffix} files cannot hold {encoding.codec}; use --codec for another, or .mkv"
             ) from error
         if not isinstance(stream, av.VideoStream):
-            raise OutputError(f"{encoding.codec} is no encoder for video; try --codec {', '.join(_QUALITY)}")
+            raise OutputError(f"{encoding.codec} is no encoder for video; try --codec {', '.join(QUALITY)}")
         self._video = stream
         configure(self._video.codec_context, self._format)
         if self._format.display_matrix is not None:
@@ -272,7 +208,7 @@ class FileSink:
         self._last_tick = tick
         self._end = frame.pts + (frame.duration or 0)
         self._written += 1
-        self._encode(_picture(frame, self._format, tick))
+        self._encode(to_picture(frame, self._format, tick))
 
     def close(self, complete: bool) -> None:
         """Finish the file; under its final name if complete, else what there is stays under the temporary one.
@@ -332,35 +268,6 @@ class FileSink:
             # What cannot be written now could not be before, which was raised then.
             with contextlib.suppress(av.FFmpegError, OSError):
                 self._container.close()
-
-
-def _encoder(name: str) -> av.Codec:
-    try:
-        return av.Codec(name, "w")
-    except ValueError as error:
-        raise OutputError(f"there is no encoder {name!r}; try --codec {', '.join(_QUALITY)}") from error
-
-
-def _options(codec: str, encoding: Encoding) -> dict[str, str]:
-    """codec: the encoder's own name; encoding.codec may be another, such as h264."""
-    options = dict(_QUALITY.get(codec, {}))
-    for key, value in (("crf", encoding.crf), ("preset", encoding.preset)):
-        if value is not None:
-            if key not in options:
-                raise OutputError(f"the encoder {codec} has no --{key}; use it with {', '.join(_QUALITY)}")
-            options[key] = str(value)
-    return options
-
-
-def _picture(frame: Frame, fmt: VideoFormat, tick: int) -> av.VideoFrame:
-    picture = av.VideoFrame(fmt.width, fmt.height, fmt.pixel_format.name)
-    for plane, source in zip(picture.planes, frame.planes, strict=True):
-        rows = np.frombuffer(memoryview(plane), source.dtype).reshape(-1, plane.line_size // source.dtype.itemsize)
-        rows[: source.shape[0], : source.shape[1]] = source
-    picture.pts = tick
-    picture.time_base = fmt.time_base
-    picture.duration = round((frame.duration or 0) / fmt.time_base)
-    return picture
 
 
 def _time(packet: av.Packet[Any]) -> Fraction:

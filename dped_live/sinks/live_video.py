@@ -9,7 +9,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from dped_live.frame import PIXEL_FORMATS, VideoFormat
-from dped_live.sinks.file import encoded_format
+from dped_live.sinks.encoding import encoded_format
 
 _TICK = Fraction(1, 90_000)
 """The clock of MPEG transport streams and RTP."""

@@ -14,7 +14,8 @@ import numpy as np
 from dped_live.errors import OutputError
 from dped_live.frame import Frame, VideoFormat
 from dped_live.live_state import LivePicture, LiveStats
-from dped_live.sinks.file import Encoding, FileSink
+from dped_live.sinks.encoding import Encoding
+from dped_live.sinks.file import FileSink
 from dped_live.sinks.live_video import Converter, live_format
 
 ENCODING = Encoding(crf=20)

@@ -26,7 +26,7 @@ import numpy as np
 from av.video.frame import PictureType
 
 from dped_live.child_process import Parent
-from dped_live.sinks.file import configure
+from dped_live.sinks.encoding import configure
 from dped_live.sinks.live_video import Converter, live_format
 
 _BETWEEN_KEYFRAMES = 2
