@@ -61,6 +61,11 @@ class FileSource:
         self.frame_count = self._estimate()
 
     @property
+    def video_index(self) -> int:
+        """Which stream of the file the pictures are from."""
+        return self._stream.index
+
+    @property
     def notes(self) -> list[str]:
         return [*self._reader.notes, *self._own_notes]
 
@@ -113,7 +118,9 @@ class FileSource:
 
     def _clock_start(self) -> Fraction:
         if _STARTS_ANYWHERE.isdisjoint(self._container.format.name.split(",")):
-            return Fraction(0)
+            # Pictures before time 0 would not be shown.
+            first = self._stream.start_time or 0
+            return min(first * (self._stream.time_base or Fraction(1)), Fraction(0))
         # Not the container's own start_time, which is rounded to microseconds.
         starts = [
             stream.start_time * stream.time_base
