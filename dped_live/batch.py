@@ -241,7 +241,8 @@ def enhance_video(
         if sink.kept is not None:
             raise type(error)(f"{error}; the pictures before it are in {sink.kept}") from error
         raise
-    for note in [*source.notes, *fates, *sink.notes]:
+    short = [] if source.shortfall is None else [source.shortfall]
+    for note in [*source.notes, *short, *fates, *sink.notes]:
         if note not in notes:
             notify(f"{job.source}: {note}")
     return Outcome(stats.written[0], time.monotonic() - begin, stats.interrupted, sink.kept)

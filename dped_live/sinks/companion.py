@@ -18,6 +18,7 @@ import av
 from av.bitstream import BitStreamFilterContext
 from av.subtitles.codeccontext import SubtitleCodecContext
 
+from dped_live.clock import Clock
 from dped_live.errors import InputError
 
 _PRIMING = Fraction(1, 10)
@@ -31,6 +32,9 @@ _PICTURES = {"dvbsub", "dvdsub", "pgssub", "xsub"}
 
 _SOUND = {"webm": "libopus"}
 """Container -> what sound is converted to; AAC where it is not named."""
+
+_ENOUGH_ERRORS = 100
+"""So many errors of reading in a row are the end of the file."""
 
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """What sound of so many channels is converted to: of all their orders the one that encoders know."""
@@ -136,26 +140,39 @@ class Companion:
     def packets(self) -> Iterator[av.Packet[Any]]:
         """All packets for the new container, each with its stream, roughly in order of time."""
         yield from self._covers
-        streams = [self._input.streams[index] for index in self._tracks]
-        if streams:
-            yield from self._demuxed(streams)
+        if self._tracks:
+            yield from self._demuxed()
             for track in self._tracks.values():
                 yield from track.finish()
 
-    def _demuxed(self, streams: list[Any]) -> Iterator[av.Packet[Any]]:
+    def _demuxed(self) -> Iterator[av.Packet[Any]]:
         ended: set[int] = set()
-        try:
-            for packet in self._input.demux(*streams):
-                index = packet.stream.index
-                if index in ended or not self._placed(packet):
-                    continue
-                try:
-                    yield from self._tracks[index].accept(packet)
-                except av.FFmpegError as error:
-                    ended.add(index)
-                    self._fail(index, error)
-        except (av.FFmpegError, OSError) as error:
-            raise InputError(f"{self.path}: {_reason(error)}") from error
+        for packet in self._packets_on_clock():
+            index = packet.stream.index
+            if index in ended or index not in self._tracks or not self._placed(packet):
+                continue
+            try:
+                yield from self._tracks[index].accept(packet)
+            except av.FFmpegError as error:
+                ended.add(index)
+                self._fail(index, error)
+
+    def _packets_on_clock(self) -> Iterator[av.Packet[Any]]:
+        """All packets of all streams, as the source reads them: the file's Clock has to see them all."""
+        clock = Clock(self._input.format.name)
+        errors = 0
+        while errors < _ENOUGH_ERRORS:
+            try:
+                for packet in self._input.demux():
+                    errors = 0
+                    if packet.size:
+                        clock.correct(packet)
+                        yield packet
+                return
+            except av.error.InvalidDataError:
+                errors += 1  # what comes after it may be readable
+            except (av.FFmpegError, OSError) as error:
+                raise InputError(f"{self.path}: {_reason(error)}") from error
 
     def _fail(self, index: int, error: Exception) -> None:
         fate = next(fate for fate in self.fates if fate.index == index)
@@ -169,8 +186,6 @@ class Companion:
 
     def _placed(self, packet: av.Packet[Any]) -> bool:
         """Give a packet its time in the output; False where it has no place there."""
-        if packet.size == 0 and packet.dts is None:  # the end of the stream
-            return False
         dts = packet.pts if packet.dts is None else packet.dts
         if dts is None:
             return False
