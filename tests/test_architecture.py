@@ -38,6 +38,7 @@ LAYERS = [
     {"live"},
     {"batch", "doctor"},
     {"terminal"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]

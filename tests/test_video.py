@@ -811,9 +811,9 @@ def test_failure_keeps_the_file_that_was_to_be_replaced(clip: Path, tmp_path: Pa
 def test_input_is_never_its_own_output(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "link.mp4").symlink_to(clip)
     for output in (clip, tmp_path / "." / "clip.mp4", tmp_path / "link.mp4"):
-        jobs, errors = batch.plan([clip], output, recursive=False, before_after=False)
-        assert not jobs
-        assert "would be replaced by its own result" in str(errors[0])
+        plan = batch.plan([clip], str(output), recursive=False, before_after=False)
+        assert not plan.jobs
+        assert "would be replaced by its own result" in str(plan.failed[0][1])
 
 
 @pytest.mark.parametrize(
