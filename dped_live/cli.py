@@ -448,7 +448,7 @@ def _make(job: Job, backend: Backend, settings: Settings, report: Report, interr
 
 
 def _versions() -> str:
-    libraries = {"torch": "torch", "PyAV": "av", "OpenCV": "opencv-python", "Pillow": "pillow", "numba": "numba"}
+    libraries = {"torch": "torch", "PyAV": "av", "Pillow": "pillow", "numba": "numba"}
     used = ", ".join(f"{name} {version(package)}" for name, package in libraries.items())
     return f"dped-live {version('dped-live')}, Python {platform.python_version()}, {used}"
 
@@ -651,7 +651,7 @@ def _doctor(arguments: list[str]) -> int:
         prog="dped-live doctor",
         description="Try everything that dped-live uses on this machine, and tell what to do about what does not work.",
         epilog="The exit code is 0 if the main jobs can be done: enhancing a photo (a picture is computed, there is "
-        "memory, the current folder and the cache folder can be written), a video (H.264 is encoded and decoded) and "
+        "memory, the current folder can be written), a video (H.264 is encoded and decoded) and "
         "live pictures (which at least get to a browser). A camera, a display, a microphone and a GPU need not "
         "be there; but a GPU that torch would use must work.",
     )
