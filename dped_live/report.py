@@ -99,7 +99,8 @@ class Report:
 
     def failed(self, source: Path, error: str, outcome: Outcome | None = None) -> None:  # noqa: ARG002 - for JSON
         """What could not be made, or not all of it."""
-        say(error if str(source) in error else f"{source}: {error}")
+        is_named = error.startswith(f"{source}") or f" {source}" in error  # which out/a.png does not do for a.png
+        say(error if is_named else f"{source}: {error}")
         self._failures.append((source, error))
 
     def crashed(self, source: Path) -> None:

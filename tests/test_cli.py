@@ -53,6 +53,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, and an environment that says nothing."""
+    return clean(tmp_path, monkeypatch)
+
+
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in os.environ:
         if name.startswith("DPED_LIVE_"):
             monkeypatch.delenv(name)
@@ -65,7 +69,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def dped_live(model: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """The command line in this process, with a small network unless another is named."""
+    return runner(model, capsys)
 
+
+def runner(model: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     def run(*arguments: str | Path) -> Said:
         given = [str(argument) for argument in arguments]
         if given[:1] != ["models"] and "DPED_LIVE_MODEL" not in os.environ:
@@ -635,6 +642,6 @@ def test_control_c_between_photos(model: Path) -> None:
     assert 0 < len(done) < 500
     assert all(re.fullmatch(r"\d{3}\.png", name) for name in done)
     assert len(output.splitlines()) == len(done)
-    assert errors.splitlines()[-1] == (
-        f"dped-live: interrupted: {len(done)} of 501 files done, 1 failed, {500 - len(done)} not"
-    )
+    *_, summary, missing = errors.splitlines()
+    assert missing == "dped-live:   missing.png  no such file"
+    assert summary == (f"dped-live: interrupted: {len(done)} of 501 files done, 1 failed, {500 - len(done)} not")
