@@ -224,7 +224,7 @@ class _Search:
                 self._pass_over(entry, "pipes and devices")
             elif not _is_wanted(entry):
                 self._pass_over(entry, "neither photos nor videos")
-            elif entry.stem.endswith(".part"):
+            elif entry.stem.endswith((".part", ".part-earlier")):
                 self._pass_over(entry, "of runs that did not finish")
             else:
                 wanted.append(entry)
@@ -317,9 +317,9 @@ def enhance_photo(job: Job, backend: Backend, settings: Settings, notify: Callab
     begin = time.monotonic()
     photo = read_photo(job.source)
     _make_folder(job.target.parent)
-    # A photo is not gone on with: what a killed run left of it is made anew.
-    overwrite = settings.overwrite or (settings.resume and not job.target.exists())
-    PartialFile(job.target, overwrite)  # refuses now what write_photo would refuse after all the work
+    # What a killed run left of a photo is made anew. This refuses now what write_photo would refuse after all the work.
+    PartialFile(job.target, settings.overwrite, settings.resume)
+    overwrite = settings.overwrite or settings.resume
     enhancer = Enhancer(backend, photo.frame.format, ExactPolicy(), settings.strength, settings.before_after)
     enhanced = replace(photo, frame=enhancer.enhance(photo.frame))
     notes = (*photo.notes, *write_photo(enhanced, job.target, overwrite=overwrite))
@@ -344,11 +344,6 @@ def enhance_video(
     the notes so far.
     """
     begin = time.monotonic()
-    if not settings.overwrite and partial_path(job.target).exists():
-        raise OutputError(
-            f"{partial_path(job.target)} is of a run that did not finish; "
-            "add --resume to go on with it, or -y to begin anew"
-        )
     source = FileSource(job.source)
     try:
         fmt = side_by_side_format(source.format) if settings.before_after else source.format

@@ -308,7 +308,7 @@ def test_unfinished_video_names_both_ways_out(dped_live: Callable[..., Said]) ->
     said = dped_live("c.mp4")
     assert said.code == 1
     assert said.errors == [
-        "dped-live: c.mp4: c_dped.part.mp4 is of a run that did not finish; "
+        "dped-live: c.mp4: c_dped.part.mp4 exists, from a run that did not finish; "
         "add --resume to go on with it, or -y to begin anew"
     ]
     assert Path("c_dped.part.mp4").read_bytes() == b"precious"
