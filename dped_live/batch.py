@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING
 
 from dped_live.backends import Backend
 from dped_live.enhance import Enhancer, side_by_side_format
 from dped_live.errors import DpedError, InputError, OutputError
+from dped_live.frame import Hdr
 from dped_live.partial import PartialFile, partial_path, shortened
 from dped_live.pipeline import Stats, run
 from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
-from dped_live.sinks.encoding import Encoding, encoded_format
-from dped_live.sinks.file import Companion, FileSink
+from dped_live.sinks.companion import Companion, StreamFate
+from dped_live.sinks.encoding import Encoding, encoded_format, lost_in
+from dped_live.sinks.file import FileSink
+from dped_live.sinks.finished_part import JobKey
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
+from dped_live.sinks.verification import Verification
 from dped_live.sources.file import FileSource
 from dped_live.sources.images import is_photo, photo_size, read_photo
 
@@ -37,6 +43,9 @@ _VIDEO_SUFFIXES = frozenset(
 
 _KEPT_CONTAINERS = frozenset({".mp4", ".m4v", ".mov", ".mkv"})
 """Containers that take H.264. From all others a .mkv is made: it takes nearly any sound."""
+
+_END_OF_FILE = 1 << 16
+"""Bytes at either end of a file that it is known by."""
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -78,39 +87,25 @@ class Settings:
     begin: Fraction | None = None
     end: Fraction | None = None
     deinterlace: bool = True
-    hdr: Literal["sdr", "keep"] = "sdr"
-
-
-class Stream(Protocol):
-    """What becomes of one of a video's streams; see FileSink.streams."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def codec(self) -> str: ...
-    @property
-    def language(self) -> str | None: ...
-    @property
-    def title(self) -> str | None: ...
-    @property
-    def fate(self) -> str: ...
-    @property
-    def why(self) -> str | None: ...
+    hdr: Hdr = "sdr"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A job that did not fail. seconds: how long it took. kept: where an interrupted video's beginning was left.
+    """A job that did not fail. frames: of the file; seconds: how long it took. kept: where an interrupted video's
+    beginning was left.
 
-    shortfall: why there are fewer pictures than the source promises. verification: what reading a video back gave.
+    earlier: how many of the frames an earlier run had made. shortfall: why there are fewer than the source promises.
+    verification: what reading a video back has found.
     """
 
     frames: int
     seconds: float
     interrupted: bool = False
     kept: Path | None = None
+    earlier: int = 0
     shortfall: str | None = None
-    verification: dict[str, Any] | None = None
+    verification: Verification | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -301,10 +296,45 @@ def _make_folder(path: Path) -> None:
         raise OutputError(f"{path}: this folder cannot be made: {error.strerror}; use another -o") from error
 
 
-def is_done(job: Job, settings: Settings) -> bool:
-    """Whether an earlier run has done a job: a photo's result is not older than the photo, and has its size."""
+def job_key(source: Path, settings: Settings, weights: str, backend: Backend) -> JobKey:
+    """What a video is made from and by: with equal keys the same frames come out. weights: see weights.digest.
+
+    The source is known by its size and both its ends, not by its time: a copy is the same. Raises InputError.
+    """
     try:
-        if not job.is_photo or job.source.stat().st_mtime > job.target.stat().st_mtime:
+        with source.open("rb") as file:
+            head = file.read(_END_OF_FILE)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END_OF_FILE))
+            ends = size, hashlib.sha256(head).hexdigest(), hashlib.sha256(file.read()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror}") from error
+    # The filter's arrays, whose repr is shortened.
+    follow = (
+        [] if settings.follow is None else [getattr(settings.follow, part.name) for part in fields(settings.follow)]
+    )
+    chosen = replace(settings, follow=None, overwrite=False, resume=False, strict=False)
+    return JobKey(
+        _short_hash(version("dped-live"), weights, backend.description),
+        _short_hash(ends),
+        _short_hash(chosen, *(array.tobytes() for array in follow)),
+    )
+
+
+def _short_hash(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:12]
+
+
+def is_done(job: Job, settings: Settings, key: JobKey | None) -> bool:
+    """Whether an earlier run has done a job.
+
+    A photo's result is not older than the photo, and has its size. key: of a video, whose result has it, and has its
+    name because it was found to be whole.
+    """
+    if key is not None:
+        return FileSink.is_result(job.target, key)
+    try:
+        if job.source.stat().st_mtime > job.target.stat().st_mtime:
             return False
         width, height = photo_size(job.source)
         return photo_size(job.target) == (width * (1 + settings.before_after), height)
@@ -335,34 +365,73 @@ def enhance_video(
     notify: Callable[[str], None],
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[Stats, int | None], None] | None = None,
-    begun: Callable[[Sequence[Stream], Sequence[str]], None] = lambda _streams, _notes: None,
+    begun: Callable[[Sequence[StreamFate], Sequence[str]], None] = lambda _streams, _notes: None,
+    key: JobKey | None = None,
 ) -> Outcome:
     """Read, enhance and write one video. Raises DpedError.
 
     notify: gets what a user should know. stop: see pipeline.run. progress: gets the counts and about how many frames
-    there will be, None if unknown. begun: called before the first frame, with what becomes of the source's streams and
-    the notes so far.
+    this run will write, None if unknown. begun: called before the first frame, with what becomes of the source's
+    streams and the notes so far. key: see job_key; without it the file cannot be gone on with.
     """
-    begin = time.monotonic()
-    source = FileSource(job.source)
+    started = time.monotonic()
+    part = partial_path(job.target)
+    resume = settings.resume and not settings.overwrite
+    if resume and settings.follow is not None and part.exists():
+        raise OutputError(
+            f"{part}: with --follow on a frame depends on all those before, so it cannot be gone on with; "
+            "add -y to begin anew"
+        )
+    if resume and job.target.exists():
+        raise OutputError(
+            f"{job.target} exists, and is not what this program makes of this source with these options; "
+            "add -y to replace it"
+        )
+    source = _open(job.source, settings)
     try:
         fmt = side_by_side_format(source.format) if settings.before_after else source.format
-        encoded = encoded_format(fmt, settings.encoding.codec)
+        encoded = encoded_format(fmt, settings.encoding)
+        lost = ", ".join(lost_in(fmt, encoded))
+        if lost and settings.strict:
+            raise OutputError(f"{job.target}: --strict, and not kept: {lost}; use another --codec or --pix-fmt")
         _make_folder(job.target.parent)
-        companion = Companion(job.source, source.start, settings.audio)
-        sink = FileSink(job.target, encoded, source.frame_rate, settings.encoding, companion, settings.overwrite)
+        length = None if settings.end is None else settings.end - (settings.begin or 0)
+        companion = Companion(
+            job.source, source.video_index, source.start, length, settings.begin is not None, settings.audio
+        )
+        sink = FileSink(
+            job.target,
+            encoded,
+            source.frame_rate,
+            settings.encoding,
+            companion,
+            settings.overwrite,
+            strict=settings.strict,
+            job=key,
+            resume=resume,
+        )
     except BaseException:
         source.close()
         raise
-    notes = [*source.notes, *sink.notes]
+    earlier = sink.done
+    try:
+        if earlier:
+            source.close()
+            source = _open(job.source, settings, earlier)
+    except BaseException:
+        sink.close(complete=False)
+        raise
+    notes = [*source.notes, *([f"not kept: {lost}"] if lost else []), *sink.notes]
+    if earlier:
+        notes.append(f"goes on after the {earlier} frames of an earlier run")
     for note in notes:
         notify(note)
-    begun([], notes)
+    begun(sink.streams, notes)
     try:
         policy: Policy = ExactPolicy()
         if settings.strength > 0 and not settings.exact:
             notify("looking ahead for its scenes")
-            policy = _look_ahead(job.source, backend, stop)
+            policy = _look_ahead(job.source, settings, backend, stop)
             if settings.follow is not None:
                 from dped_live.follower import Follower
 
@@ -371,13 +440,19 @@ def enhance_video(
         source.close()
         sink.close(complete=False)
         raise
+
+    def told(stats: Stats) -> None:
+        total = source.frame_count
+        if progress is not None:
+            progress(stats, None if total is None else max(0, total - earlier))
+
     try:
         stats = run(
             source,
             Enhancer(backend, encoded, policy, settings.strength, settings.before_after),
             [sink],
             stop,
-            None if progress is None else lambda stats: progress(stats, source.frame_count),
+            told,
         )
     except DpedError as error:
         if sink.kept is not None:
@@ -386,13 +461,27 @@ def enhance_video(
     late = [note for note in [*source.notes, *sink.notes] if note not in notes]
     for note in late:
         notify(note)
-    seconds = time.monotonic() - begin
-    return Outcome(stats.written[0], seconds, stats.interrupted, sink.kept, notes=(*notes, *late))
+    return Outcome(
+        earlier + stats.written[0],
+        time.monotonic() - started,
+        stats.interrupted,
+        sink.kept,
+        earlier,
+        None if stats.interrupted else source.shortfall,
+        sink.report,
+        (*notes, *late),
+    )
 
 
-def _look_ahead(path: Path, backend: Backend, stop: Callable[[], bool]) -> Policy:
+def _open(path: Path, settings: Settings, skip: int = 0) -> FileSource:
+    return FileSource(
+        path, begin=settings.begin, end=settings.end, deinterlace=settings.deinterlace, hdr=settings.hdr, skip=skip
+    )
+
+
+def _look_ahead(path: Path, settings: Settings, backend: Backend, stop: Callable[[], bool]) -> Policy:
     """Read a video once for the statistics of its scenes: decoding costs little beside the network."""
-    source = FileSource(path)
+    source = _open(path, settings)
     try:
         scenes = measure_scenes(takewhile(lambda _: not stop(), source.frames()), backend)
     finally:

@@ -394,6 +394,7 @@ def _enhance(arguments: list[str]) -> int:
         report.tell(_versions())
     with fetch_progress(options.quiet) as fetched:
         network = weights.load(options.model, progress=fetched, notify=report.tell)
+    digest = weights.digest(network)  # now: the backend may change what it is given
     backend = open_backend(network, options.device, options.precision, options.tile, report.tell)
     report.ready(backend.description)
     settings = batch.Settings(
@@ -401,7 +402,7 @@ def _enhance(arguments: list[str]) -> int:
         strength=options.strength,
         before_after=options.before_after,
         exact=options.statistics == "exact",
-        encoding=Encoding(options.codec, options.crf, options.preset),
+        encoding=Encoding(options.codec, options.crf, options.preset, options.pix_fmt, tuple(options.encoder_options)),
         audio=not options.no_audio,
         overwrite=options.overwrite,
         strict=options.strict,
@@ -417,7 +418,7 @@ def _enhance(arguments: list[str]) -> int:
             if interrupt.asked():
                 break
             try:
-                _make(job, backend, settings, report, interrupt)
+                _make(job, digest, backend, settings, report, interrupt)
             except DpedError as error:
                 report.failed(job.source, str(error))
             except Exception:  # noqa: BLE001 - a bug; the user's other files are worth more than a tidy end
@@ -428,13 +429,14 @@ def _enhance(arguments: list[str]) -> int:
     return 1 if report.has_failures else 0
 
 
-def _make(job: Job, backend: Backend, settings: Settings, report: Report, interrupt: Interrupt) -> None:
+def _make(job: Job, digest: str, backend: Backend, settings: Settings, report: Report, interrupt: Interrupt) -> None:
     from dped_live import batch
 
     def note(line: str) -> None:
         report.tell(f"{job.source}: {line}")
 
-    if settings.resume and batch.is_done(job, settings):
+    key = None if job.is_photo else batch.job_key(job.source, settings, digest, backend)
+    if settings.resume and batch.is_done(job, settings, key):
         report.skipped(job, f"{job.target} is there already")
     elif job.is_photo:
         report.begun(job, [], [])
@@ -442,7 +444,7 @@ def _make(job: Job, backend: Backend, settings: Settings, report: Report, interr
     else:
         with report.progress(job) as progress:
             outcome = batch.enhance_video(
-                job, backend, settings, note, interrupt.asked, progress, partial(report.begun, job)
+                job, backend, settings, note, interrupt.asked, progress, partial(report.begun, job), key
             )
         report.done(job, outcome)
 

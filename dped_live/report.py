@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -17,8 +18,9 @@ from dped_live.terminal import LINE_EVERY, clock, printable, say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dped_live.batch import Job, Outcome, Plan, Stream
+    from dped_live.batch import Job, Outcome, Plan
     from dped_live.pipeline import Stats
+    from dped_live.sinks.companion import StreamFate
 
 Progress = Callable[["Stats", int | None], None]
 """Called with the counts, and how many frames there will be, None if unknown."""
@@ -66,15 +68,11 @@ class Report:
         self._backend = backend
         self.tell(f"{self._model} on {backend}")
 
-    def begun(self, job: Job, streams: Sequence[Stream], notes: Sequence[str]) -> None:  # noqa: ARG002 - for JSON
+    def begun(self, job: Job, streams: Sequence[StreamFate], notes: Sequence[str]) -> None:  # noqa: ARG002 - for JSON
         """Before the first frame: what becomes of the file's streams."""
-        counts: dict[str, int] = {}
         for stream in streams:
-            number = counts[stream.kind] = counts.get(stream.kind, 0) + 1
-            if stream.fate != "kept" or self._verbose:
-                described = ", ".join(filter(None, (stream.codec, stream.language, stream.title)))
-                why = f": {stream.why}" if stream.why else ""
-                self.tell(f"{job.source}: {stream.kind} {number} ({described}): {stream.fate}{why}")
+            if self._verbose or stream.fate in ("converted", "dropped"):
+                self.tell(f"{job.source}: {stream}")
 
     def progress(self, job: Job) -> AbstractContextManager[Progress | None]:
         """A bar with fps and time left on a terminal, a line now and then without one."""
@@ -130,8 +128,10 @@ class Report:
         if job.is_photo:
             print(f"{job.target} ({outcome.seconds:.1f} s)", flush=True)
         else:
-            rate = outcome.frames / max(outcome.seconds, 1e-9)
-            print(f"{job.target} ({outcome.frames} frames in {outcome.seconds:.1f} s, {rate:.2f} fps)", flush=True)
+            made = outcome.frames - outcome.earlier
+            rest = f"the last {made} of " if outcome.earlier else ""
+            rate = f"{outcome.seconds:.1f} s, {made / max(outcome.seconds, 1e-9):.2f} fps"
+            print(f"{job.target} ({rest}{outcome.frames} frames in {rate})", flush=True)
 
     def _interrupted(self, job: Job, outcome: Outcome) -> None:
         left = "nothing written"
@@ -144,7 +144,7 @@ class JsonReport(Report):
     """The same on standard error, but for the progress; on standard output events, one JSON object a line.
 
     Each has "event", the names of files as they are ("input", "output"), and: start (model, backend, streams, notes),
-    progress (frames, total, fps, seconds_left), done (frames, seconds, verification, notes), skipped (reason),
+    progress (frames, total, fps, seconds_left), done (frames, earlier, seconds, verification, notes), skipped (reason),
     passed_over (inputs, reason), failed (error; and if something was written all of done), interrupted (frames, kept),
     and at the end summary (done, skipped, failed, left). What is not known is null.
     """
@@ -154,10 +154,9 @@ class JsonReport(Report):
             _event("passed_over", inputs=[str(path) for path in paths], reason=reason)
         super().planned(plan)
 
-    def begun(self, job: Job, streams: Sequence[Stream], notes: Sequence[str]) -> None:
-        keys = ("kind", "codec", "language", "title", "fate", "why")
-        rows = [{key: getattr(stream, key) for key in keys} for stream in streams]
-        about = {"model": self._model, "backend": self._backend, "streams": rows, "notes": list(notes)}
+    def begun(self, job: Job, streams: Sequence[StreamFate], notes: Sequence[str]) -> None:
+        about = {"model": self._model, "backend": self._backend, "streams": list(map(asdict, streams))}
+        about["notes"] = list(notes)
         _event("start", input=str(job.source), output=str(job.target), **about)
         super().begun(job, streams, notes)
 
@@ -200,7 +199,8 @@ def _result(outcome: Outcome) -> dict[str, Any]:
     return {
         "frames": outcome.frames,
         "seconds": round(outcome.seconds, 3),
-        "verification": outcome.verification,
+        "earlier": outcome.earlier,
+        "verification": None if outcome.verification is None else asdict(outcome.verification),
         "notes": list(outcome.notes),
     }
 
