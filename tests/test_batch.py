@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
-from dped_live import weights
+from dped_live import batch, weights
+from dped_live.backends import open_backend
 from dped_live.cli import _moment
+from dped_live.errors import InputError
+from dped_live.sinks.encoding import Encoding
+from dped_live.table_filter import save_filter
 from dped_live.terminal import fetch_progress
 
 from conftest import random_generator
 from test_cli import SECONDS, Said, clean, clip, files, photo, picture, pixels, runner
+from test_table_filter import nothing
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +326,206 @@ def test_unfinished_video_names_both_ways_out(dped_live: Callable[..., Said]) ->
     assert files() == ["c.mp4", "c_dped.mp4"]
 
 
+def test_key_of_a_job_says_what_changes_its_result(tmp_path: Path) -> None:
+    source = clip("a.mp4")
+    backend = open_backend(random_generator(2, 1), "cpu", "fp32")
+    settings = batch.Settings()
+    key = batch.job_key(source, settings, "weights", backend)
+    assert all(re.fullmatch("[0-9a-f]{12}", part) for part in (key.program, key.source, key.options))
+
+    shutil.copy(source, "copy.mp4")
+    os.utime("copy.mp4", (0, 0))
+    for unchanged in (settings, replace(settings, overwrite=True), replace(settings, resume=True, strict=True)):
+        assert batch.job_key(tmp_path / "copy.mp4", unchanged, "weights", backend) == key
+    for changed in (
+        replace(settings, strength=0.5),
+        replace(settings, before_after=True),
+        replace(settings, exact=True),
+        replace(settings, follow=nothing()),
+        replace(settings, encoding=Encoding(crf=3)),
+        replace(settings, encoding=Encoding(options=(("tune", "film"),))),
+        replace(settings, audio=False),
+        replace(settings, begin=Fraction(1)),
+        replace(settings, end=Fraction(1)),
+        replace(settings, deinterlace=False),
+        replace(settings, hdr="keep"),
+    ):
+        other = batch.job_key(source, changed, "weights", backend)
+        assert other.options != key.options
+        assert (other.program, other.source) == (key.program, key.source)
+    other_filter = replace(nothing(), narrow=2 * nothing().narrow)
+    first, second = (replace(settings, follow=follow) for follow in (nothing(), other_filter))
+    assert batch.job_key(source, first, "", backend).options != batch.job_key(source, second, "", backend).options
+
+    assert batch.job_key(source, settings, "other weights", backend).program != key.program
+    other_backend = open_backend(random_generator(2, 1), "cpu", "bf16")
+    assert batch.job_key(source, settings, "weights", other_backend).program != key.program
+
+    whole = source.read_bytes()
+    for changed_file in (whole + b"x", b"x" + whole[1:], whole[:-1] + b"x"):
+        source.write_bytes(changed_file)
+        assert batch.job_key(source, settings, "weights", backend).source != key.source
+    with pytest.raises(InputError, match=r"missing\.mp4: No such file"):
+        batch.job_key(tmp_path / "missing.mp4", settings, "weights", backend)
+
+
+def test_finished_videos_are_skipped(dped_live: Callable[..., Said]) -> None:
+    photo("in/c.png"), clip("in/a.mp4"), clip("in/b.mkv")
+    assert dped_live("in/a.mp4", "in/c.png", "-o", "out").code == 0
+    first = {name: (Path("out") / name).stat().st_mtime_ns for name in files("out")}
+    said = dped_live("in", "-o", "out", "--resume")
+    assert said.code == 0
+    assert said.errors == [
+        "dped-live: in/a.mp4: skipped: out/a.mp4 is there already",
+        "dped-live: in/c.png: skipped: out/c.png is there already",
+        "dped-live: 1 files done, 2 skipped",
+    ]
+    assert files("out") == ["a.mp4", "b.mkv", "c.png"]
+    assert {name: (Path("out") / name).stat().st_mtime_ns for name in first} == first
+    said = dped_live("in/a.mp4", "-o", "out/a.mp4", "--resume", "--crf", "30")
+    assert said.errors == [
+        "dped-live: in/a.mp4: out/a.mp4 exists, and is not what this program makes of this source with these options; "
+        "add -y to replace it"
+    ]
+    assert dped_live("in/a.mp4", "-o", "out/a.mp4", "--resume", "--crf", "30", "-y").errors == []
+
+
+@pytest.mark.parametrize("name", ["c.mp4", "c.mkv"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+def test_video_is_gone_on_with(model: Path, name: str, number: signal.Signals) -> None:
+    clip(name, frames=1500)
+    command = [sys.executable, "-m", "dped_live", "--model", str(model), name, "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "progress" and event["frames"] > 200:
+                process.send_signal(number)
+                break
+        rest, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    part, result = (name.replace(".", ending) for ending in ("_dped.part.", "_dped."))
+    assert files() == sorted([name, part])
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        interrupted, summary = map(json.loads, rest.splitlines()[-2:])
+        assert (interrupted["event"], interrupted["kept"], interrupted["frames"] > 200) == ("interrupted", part, True)
+        assert summary == {"event": "summary", "done": 0, "skipped": 0, "failed": 0, "left": 1}
+        assert "with --resume goes on" in errors.splitlines()[-1]
+    # Refused where it would not be the same, or is not asked for.
+    assert "add --resume to go on with it, or -y" in child(model, name).errors[0]
+    assert "other options" in child(model, name, "--resume", "--strength", "0.5").errors[0]
+    assert files() == sorted([name, part])
+
+    said = child(model, name, "--resume", "--json")
+    assert said.code == 0, said.err
+    done = next(event for event in events(said) if event["event"] == "done")
+    assert done["frames"] == done["verification"]["frames"] == 1500
+    assert 0 < done["earlier"] < 1500
+    assert f"goes on after the {done['earlier']} frames of an earlier run" in said.err
+    assert files() == sorted([name, result])
+    with av.open(result) as container:
+        stamps = sorted(float(p.pts * p.time_base) for p in container.demux(video=0) if p.pts is not None)
+    assert np.allclose(stamps, np.arange(1500) / 25, atol=1e-3)
+
+
+def test_what_follows_cannot_be_gone_on_with(dped_live: Callable[..., Said], model: Path) -> None:
+    shutil.copy(model, "own.safetensors")
+    save_filter("own.safetensors", nothing())
+    clip("c.mp4")
+    Path("c_dped.part.mp4").write_bytes(b"precious")
+    arguments = ("c.mp4", "--model", "own.safetensors", "--follow", "on", "--resume")
+    assert dped_live(*arguments).errors == [
+        "dped-live: c.mp4: c_dped.part.mp4: with --follow on a frame depends on all those before, so it cannot be gone "
+        "on with; add -y to begin anew"
+    ]
+    assert Path("c_dped.part.mp4").read_bytes() == b"precious"
+    assert dped_live(*arguments, "-y").code == 0
+    assert "is there already" in dped_live(*arguments).err
+
+
+# The way of a video's streams and frames.
+
+
+def test_cut(dped_live: Callable[..., Said]) -> None:
+    clip("c.mp4", frames=50)
+    for arguments, frames in (
+        (["--start", "0.4", "--end", "0:01.2"], 20),
+        (["--end", "0:00:00.8"], 20),
+        (["--start=1.2"], 20),
+    ):
+        assert dped_live("c.mp4", *arguments, "-y").code == 0
+        with av.open("c_dped.mp4") as container:
+            assert sum(1 for _ in container.decode(video=0)) == frames
+    said = dped_live("c.mp4", "--start", "2", "-o", "late.mp4")
+    assert said.code == 1
+    assert "ended before" in said.errors[0]
+    photo("a.png")
+    assert dped_live("c.mp4", "a.png", "-o", "out", "--start", "1").code == 0
+    assert files("out") == ["a.png", "c.mp4"]
+
+
+def test_video_that_is_cut_off_is_written_and_counts_as_failed(dped_live: Callable[..., Said]) -> None:
+    whole = clip("c.mkv", frames=250).read_bytes()
+    Path("c.mkv").write_bytes(whole[: len(whole) // 2])
+    said = dped_live("c.mkv")
+    assert said.code == 1
+    assert re.fullmatch(
+        r"dped-live: c\.mkv: the pictures end at \d\.\d s of 10\.0 s; what there is is in c_dped\.mkv", said.errors[-1]
+    )
+    assert files() == ["c.mkv", "c_dped.mkv"]
+    (failed,) = (event for event in events(dped_live("c.mkv", "-y", "--json")) if event["event"] == "failed")
+    assert failed["error"].startswith("the pictures end at ")
+    assert 50 < failed["frames"] == failed["verification"]["frames"] < 200
+
+
+def test_streams_that_are_dropped_are_told(dped_live: Callable[..., Said]) -> None:
+    clip("c.mkv")
+    with av.open("c.mkv") as source, av.open("in.mkv", "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        target.add_attachment("notes.txt", "text/plain", b"some words")
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+    Path("c.mkv").unlink()
+    said = dped_live("in.mkv", "-o", "out.mp4")
+    assert said.code == 0
+    (line,) = said.errors
+    assert re.match(r"dped-live: in\.mkv: attachment 1 .*dropped: ", line)
+    assert dped_live("in.mkv", "-o", "out.mkv").errors == []
+    assert " video 0 (h264) enhanced" in dped_live("in.mkv", "-o", "out.mkv", "-y", "-v").err
+    start = events(dped_live("in.mkv", "-o", "out.mp4", "-y", "--json"))[0]
+    assert [(stream["kind"], stream["fate"]) for stream in start["streams"]] == [
+        ("video", "enhanced"),
+        ("attachment", "dropped"),
+    ]
+    said = dped_live("in.mkv", "-o", "strict.mp4", "--strict")
+    assert said.code == 1
+    assert "attachment 1" in said.errors[-1]
+    assert not Path("strict.mp4").exists()
+
+
+def test_options_of_the_encoder(dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    clip("c.mp4", frames=20)
+    assert dped_live("c.mp4", "-e", "x264-params=keyint=5:scenecut=0", "-e", "profile=high444").code == 0
+    with av.open("c_dped.mp4") as container:
+        assert [i for i, frame in enumerate(container.decode(video=0)) if frame.key_frame] == [0, 5, 10, 15]
+    said = dped_live("c.mp4", "-y", "-e", "nosuch=1")
+    assert said.code == 1
+    assert "'nosuch'" in said.errors[-1]
+    assert dped_live("c.mp4", "-y", "--pix-fmt", "yuv444p").code == 0
+    with av.open("c_dped.mp4") as container:
+        assert container.streams.video[0].pix_fmt == "yuv444p"
+    monkeypatch.setenv("DPED_LIVE_PIX_FMT", "yuv422p")
+    assert dped_live("c.mp4", "-y").code == 0
+    with av.open("c_dped.mp4") as container:
+        assert container.streams.video[0].pix_fmt == "yuv422p"
+
+
 # What is told.
 
 
@@ -347,10 +557,12 @@ def test_json_tells_everything(dped_live: Callable[..., Said]) -> None:
     assert start["model"].endswith("tiny.safetensors")
     assert start["backend"].startswith("CPU, ")
     assert (start["notes"], start["streams"]) == ([], [])
+    assert done["verification"] is None
     assert (done["event"], done["output"], done["frames"], done["notes"]) == ("done", "out/a.png", 1, [])
     done = next(event for event in told if event["event"] == "done" and event["input"] == "in/b.mp4")
     assert done["frames"] == 30
     assert done["seconds"] > 0
+    assert done["verification"]["frames"] == 30
     assert [event["input"] for event in told if event["event"] == "failed"] == ["missing.png", "in/c.png"]
     assert {"event": "skipped", "input": "in/z.png", "output": "out/z.png", "reason": "out/z.png is there already"} in (
         told

@@ -532,7 +532,7 @@ def test_environment_sets_defaults_and_flags_override_it(
         ("MODEL", "nosuch", 1, "nosuch: no such model or file"),
         ("DEVICE", "gpu", 1, "unknown device 'gpu'"),
         ("CODEC", "nosuch", 1, "there is no encoder 'nosuch'"),
-        ("PRESET", "nosuch", 1, "check --crf and --preset"),
+        ("PRESET", "nosuch", 1, "; check --crf"),
     ],
 )
 def test_bad_environment_is_an_error_like_a_bad_flag(
