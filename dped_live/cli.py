@@ -402,7 +402,7 @@ def _enhance(arguments: list[str]) -> int:
         strength=options.strength,
         before_after=options.before_after,
         exact=options.statistics == "exact",
-        encoding=Encoding(options.codec, options.crf, options.preset, options.pix_fmt, tuple(options.encoder_options)),
+        encoding=Encoding(options.codec, options.crf, options.preset, options=tuple(options.encoder_options)),
         audio=not options.no_audio,
         overwrite=options.overwrite,
         strict=options.strict,

@@ -19,6 +19,7 @@ LAYERS = [
         "partial",
         "channel",
         "child_process",
+        "clock",
         "borders",
         "color",
         "metrics",

@@ -390,8 +390,7 @@ def test_finished_videos_are_skipped(dped_live: Callable[..., Said]) -> None:
     assert dped_live("in/a.mp4", "-o", "out/a.mp4", "--resume", "--crf", "30", "-y").errors == []
 
 
-@pytest.mark.parametrize("name", ["c.mp4", "c.mkv"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+@pytest.mark.parametrize(("name", "number"), [("c.mp4", signal.SIGINT), ("c.mkv", signal.SIGKILL)])
 def test_video_is_gone_on_with(model: Path, name: str, number: signal.Signals) -> None:
     clip(name, frames=1500)
     command = [sys.executable, "-m", "dped_live", "--model", str(model), name, "--json"]

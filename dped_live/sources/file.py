@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+from av.packet import PacketSideData, packet_sidedata_type_from_literal
 
+from dped_live.clock import STARTS_ANYWHERE, Clock
 from dped_live.errors import InputError
 from dped_live.frame import Frame
 from dped_live.sources.picture import PictureReader
 
-_STARTS_ANYWHERE = {"mpegts", "mpeg", "vob"}
-"""Containers of a running clock: their first timestamp means nothing and is taken off."""
+_INDEXED = frozenset({"mov", "matroska"})
+"""Containers that say where each keyframe is. In others it would be guessed."""
+
+_PROMISING = _INDEXED | {"avi", "flv", "asf", "mxf"}
+"""Containers whose header says how long they are. For the others FFmpeg looks at what there is."""
+
+_ENOUGH_ERRORS = 100
+"""So many errors of reading in a row are the end of the file."""
+
+_REORDERED, _AHEAD = 32, 1 << 26
+"""Packets, and bytes of them, that are looked at to find out when pictures without a timestamp are shown."""
+
+_FEW = 3
+"""Pictures that may be missing or damaged without a word about the whole."""
+
+_Timed = tuple[av.VideoFrame, Fraction, Fraction | None]
+"""A picture, when it is shown, and for how long if that is known."""
 
 
 class FileSource:
@@ -22,43 +42,59 @@ class FileSource:
     Opens the file and decodes the first picture at once, so that `format` is what the decoder really gives. Of several
     video streams the default one, else the longest, is taken; cover pictures never.
 
+    begin, end: seconds of the clock that a player shows. The frames from begin on, with the one that is on screen then,
+    up to but without end; their times count from begin, rounded down to a tick of the video.
+    skip: so many of them are decoded and not given.
+
     format: see VideoFormat; pictures that change size or format in mid-stream are converted to the first one's.
-    start: seconds that were taken off every timestamp; who copies other streams of the file takes off the same.
+    start: seconds that were taken off every timestamp, after the file's Clock has corrected it; who copies other
+    streams of the file does the same.
     frame_rate: average, a hint for encoders. frame_count: an estimate, None if nothing is known.
     duration: seconds from time 0 to the end of the longest stream, as the file says it; None if it does not.
     notes: what a user should know of this file; may grow until the last frame.
+    shortfall: after the last frame, one line that says why there are fewer pictures than the file promises; None: all
+    are there.
 
     Raises InputError from the constructor and from frames().
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, begin: Fraction | None = None, end: Fraction | None = None, skip: int = 0
+    ) -> None:
         self.path = path
+        self.shortfall: str | None = None
+        self._skip = skip
         self._own_notes: list[str] = []
-        self._damaged = 0
+        self._open()
         try:
-            # The prefix keeps FFmpeg from reading a protocol into a name such as `a:b.mp4`.
-            self._container = av.open(f"file:{path}", metadata_errors="surrogateescape")
-        except (av.FFmpegError, OSError) as error:
-            raise InputError(f"{path}: {_reason(error)}") from error
-        try:
-            self._stream = _video_stream(self._container, path)
-            self._stream.thread_type = "AUTO"
-            self._decoded = self._decode()
-            self._first = next(self._decoded, None)
+            zero = _clock_start(self._container)
+            self._tick = self._stream.time_base or Fraction(1, 90000)
+            self.start = zero + (begin or 0) // self._tick * self._tick
+            self._begin = None if begin is None else self.start
+            self._end = None if end is None else zero + end
+            self._first = self._first_picture()
             if self._first is None:
-                raise InputError(f"{path}: no picture in it can be decoded; nothing written")
+                raise InputError(f"{path}: {self._why_nothing()}; nothing written")
+            if begin is None:
+                # What is before time 0 would not be shown.
+                stamp = self._first.pts
+                first = self._unstamped_begin() if stamp is None else stamp * self._tick
+                self.start = min(self.start, round(first / self._tick) * self._tick)
             self._reader = PictureReader(path, self._stream, self._first)
             self.format = self._reader.format
+            self.frame_rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+            self.duration = self._whole_duration()
+            if self.duration is not None and self.duration <= 0 and self._promises():
+                raise self._nothing_left()
         except BaseException:
             self.close()
             raise
-        self.start = self._clock_start()
-        self.frame_rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-        self.duration: Fraction | None = None
-        if self._container.duration is not None:
-            end = (self._container.start_time or 0) + self._container.duration
-            self.duration = Fraction(end, av.time_base) - self.start
         self.frame_count = self._estimate()
+
+    @property
+    def video_index(self) -> int:
+        """Which stream of the file the pictures are from."""
+        return self._stream.index
 
     @property
     def notes(self) -> list[str]:
@@ -66,33 +102,8 @@ class FileSource:
 
     def frames(self) -> Iterator[Frame]:
         """Every picture once, in presentation order. The planes are views of the decoder's own, which it keeps."""
-        tick = self.format.time_base
-        duration = 1 / self.frame_rate // tick * tick
-        # Where pictures without a timestamp begin: usually the file has none at all.
-        time = Fraction(self._container.start_time or 0, av.time_base) // tick * tick - self.start
-        invented = corrupt = 0
-        # AVI has times of decoding only; what FFmpeg makes of them for B-frames goes back and forth.
-        by_decoding = self._container.format.name == "avi"
-        while self._first is not None:
-            picture, self._first = self._first, None
-            stamp = picture.dts if by_decoding else picture.pts
-            if stamp is not None:
-                time = stamp * tick - self.start
-            elif not by_decoding:
-                invented += 1
-            corrupt += picture.is_corrupt
-            known = picture.duration * tick if picture.duration else None
-            yield Frame(self._reader.planes(picture), self.format, time, known)
-            time += known or duration
-            self._first = next(self._decoded, None)
-        if invented:
-            self._own_notes.append(f"{invented} pictures have no timestamp; they follow each other at the frame rate")
-        if self._damaged:
-            self._own_notes.append(f"{self._damaged} damaged packets were passed over")
-        if corrupt:
-            self._own_notes.append(f"{corrupt} pictures are damaged")
-        if self.duration is not None and time < 0.9 * self.duration and self.duration - time > 1:
-            self._own_notes.append(f"the pictures end at {float(time):.1f} s of {float(self.duration):.1f} s")
+        for picture, time, duration in itertools.islice(self._cut(), self._skip, None):
+            yield Frame(self._reader.planes(picture), self.format, time - self.start, duration)
 
     def close(self) -> None:
         """Release the file."""
@@ -101,33 +112,283 @@ class FileSource:
             self._stream.codec_context.flush_buffers()
         self._container.close()
 
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        try:
-            for packet in self._container.demux(self._stream):
-                try:
-                    yield from packet.decode()
-                except av.FFmpegError:
-                    self._damaged += 1
-        except (av.FFmpegError, OSError) as error:
-            raise InputError(f"{self.path}: {_reason(error)}") from error
+    # From packets in the file's order to pictures in the order of their presentation.
 
-    def _clock_start(self) -> Fraction:
-        if _STARTS_ANYWHERE.isdisjoint(self._container.format.name.split(",")):
-            return Fraction(0)
-        # Not the container's own start_time, which is rounded to microseconds.
-        starts = [
-            stream.start_time * stream.time_base
-            for stream in self._container.streams
-            if stream.start_time is not None and stream.time_base is not None
-        ]
-        return min(starts, default=Fraction(0))
+    def _open(self) -> None:
+        path = self.path
+        try:
+            self._size = path.stat().st_size
+            if not path.is_file():
+                raise InputError(f"{path}: not a regular file")
+            # The prefix keeps FFmpeg from reading a protocol into a name such as `a:b.mp4`.
+            self._container = av.open(f"file:{path}", metadata_errors="surrogateescape")
+        except (av.FFmpegError, OSError) as error:
+            raise InputError(f"{path}: {_reason(error)}") from error
+        try:
+            self._stream = _video_stream(self._container, path)
+        except BaseException:
+            self._container.close()
+            raise
+        self._stream.thread_type = "AUTO"
+        self._clock = Clock(self._container.format.name)
+        self._packets = self._damaged = self._encrypted = 0
+        self._last_end = 0.0
+        self._decoded: Iterator[av.VideoFrame] = iter(())
+        self._before_stamps: Fraction | None = None
+
+    def _is(self, containers: frozenset[str]) -> bool:
+        return not containers.isdisjoint(self._container.format.name.split(","))
+
+    def _first_picture(self) -> av.VideoFrame | None:
+        """Decode the first picture, as late in the file as nothing is lost of what is shown from `begin` on."""
+        back = Fraction(0)
+        while self._begin is not None and self._begin > back and self._is(_INDEXED):
+            try:
+                self._container.seek(int((self._begin - back) // self._tick), stream=self._stream)
+            except (av.FFmpegError, OSError):
+                break
+            packets = self._video_packets()
+            keyframe = next(packets, None)
+            self._decoded = self._decode(itertools.chain([] if keyframe is None else [keyframe], packets))
+            first = next(self._decoded, None)
+            stamps = [None if item is None else item.pts for item in (keyframe, first)]
+            # Seeking goes by times of decoding. Pictures that come after a keyframe may be shown before it, and then
+            # they need those before it.
+            if all(stamp is not None and stamp * self._tick <= self._begin for stamp in stamps):
+                return first
+            back = 2 * back + 1
+            self.close()
+            self._open()
+        self._decoded = self._decode(self._timed_ahead(self._video_packets()))
+        return next(self._decoded, None)
+
+    def _timed_ahead(self, packets: Iterator[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
+        """The packets; where the first have no timestamps, they are counted up to where there are some."""
+        ahead: list[av.Packet[Any]] = []
+        stamps: list[int] = []
+        size = 0
+        for packet in packets:
+            ahead.append(packet)
+            size += packet.size
+            stamps += [] if packet.pts is None else [packet.pts]
+            # The first ones in the file's order need not be the first to be shown.
+            if (len(ahead) == 1 and (stamps or packet.dts is not None)) or len(stamps) > _REORDERED or size > _AHEAD:
+                break
+        missing = len(ahead) - len(stamps)
+        if stamps and missing:
+            self._before_stamps = min(stamps) * self._tick - missing / (self._stream.average_rate or Fraction(25))
+        return itertools.chain(ahead, packets)
+
+    def _video_packets(self) -> Iterator[av.Packet[Any]]:
+        """The stream's packets that hold data. Every timestamp is on the one clock of the file."""
+        errors = 0
+        while errors < _ENOUGH_ERRORS:
+            try:
+                # Of all streams: the clock needs them, and FFmpeg reads them anyway.
+                for packet in self._container.demux():
+                    errors = 0
+                    if packet.size:
+                        self._put_on_clock(packet)
+                        if packet.stream_index == self._stream.index:
+                            yield packet
+                break
+            except av.error.InvalidDataError:
+                # What comes after it may be readable.
+                self._damaged += 1
+                errors += 1
+            except (av.FFmpegError, OSError) as error:
+                raise InputError(f"{self.path}: {_reason(error)}") from error
+        self._check_that_all_was_read()
+
+    def _put_on_clock(self, packet: av.Packet[Any]) -> None:
+        self._clock.correct(packet)
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is not None:
+            self._last_end = max(self._last_end, float((stamp + (packet.duration or 0)) * packet.time_base))
+
+    def _check_that_all_was_read(self) -> None:
+        """Several of FFmpeg's demuxers take an error of reading for the end of the file."""
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:  # it was removed, and what is open can be read to its end
+            return
+        except OSError as error:
+            raise InputError(f"{self.path}: {_reason(error)}") from error
+        if size < self._size:
+            raise InputError(
+                f"{self.path}: it has become shorter while it was read; copy it to a local disk and try again"
+            )
+
+    def _decode(self, packets: Iterable[av.Packet[Any]]) -> Iterator[av.VideoFrame]:
+        context = self._stream.codec_context
+        for packet in packets:
+            self._packets += 1
+            if packet.has_sidedata("encryption_info"):
+                self._encrypted += 1
+                continue
+            try:
+                yield from context.decode(packet)
+            except av.FFmpegError:
+                self._damaged += 1
+        # An error ends PyAV's draining, and what the decoder's other threads hold would be lost. To FFmpeg a packet
+        # with nothing but side data is not the end, but as good for getting what one more thread has made.
+        abilities, ability = context.codec.capabilities, av.codec.Capabilities
+        last: list[av.Packet[Any] | None] = [None]
+        if abilities & ability.frame_threads:
+            last = [*(_packet_without_data() for _ in range(context.thread_count)), None]
+        for nothing in last:
+            try:
+                yield from context.decode(nothing)
+            except av.FFmpegError:
+                # Decoders that hold no pictures back find fault with the packet itself.
+                self._damaged += bool(abilities & ability.delay)
+
+    # From pictures to frames.
+
+    def _pictures(self) -> Iterator[av.VideoFrame]:
+        """The first one, which was decoded to know the format, and the others."""
+        while self._first is not None:
+            picture, self._first = self._first, None
+            yield picture
+            self._first = next(self._decoded, None)
+
+    def _timed(self) -> Iterator[_Timed]:
+        """All pictures with their times, as the file counts them."""
+        tick, usual = self._tick, 1 / self.frame_rate
+        exact = self._unstamped_begin()
+        before: Fraction | None = None
+        longest = Fraction(0)
+        invented = corrupt = 0
+        # AVI has times of decoding only; what FFmpeg makes of them for B-frames goes back and forth.
+        by_decoding = self._is(frozenset({"avi"}))
+        for picture in self._pictures():
+            stamp = picture.dts if by_decoding else picture.pts
+            if stamp is not None:
+                exact = stamp * tick
+            elif not by_decoding:
+                invented += 1
+            time = round(exact / tick) * tick
+            longest, before = max(longest, time - (time if before is None else before)), time
+            corrupt += picture.is_corrupt
+            known = picture.duration * tick if picture.duration else None
+            yield picture, time, known
+            # A duration in ticks is less exact than the rate.
+            exact += known if known is not None and abs(known - usual) > tick else usual
+        time = round(exact / tick) * tick
+        if invented:
+            self._note(f"{_pictures(invented, 'has', 'have')} no timestamp; they follow each other at the frame rate")
+        if self._clock.joins:
+            where = ", ".join(f"{join - float(self.start):.1f} s" for join in self._clock.joins[:5])
+            self._note(f"its clock starts anew at {where}: joined recordings, which now come one after the other")
+        if self._damaged:
+            self._note(f"{self._damaged} damaged packet{' was' if self._damaged == 1 else 's were'} passed over")
+        if self._encrypted:
+            self._note(f"{self._encrypted} encrypted packet{' was' if self._encrypted == 1 else 's were'} passed over")
+        if corrupt:
+            self._note(f"{_pictures(corrupt, 'is', 'are')} damaged")
+        self.shortfall = self._what_is_missing(time, max(longest, _FEW * usual))
+
+    def _unstamped_begin(self) -> Fraction:
+        """When pictures without a timestamp begin; usually a file has none at all."""
+        if self._before_stamps is not None:
+            return self._before_stamps
+        return Fraction(self._container.start_time or 0, av.time_base)
+
+    def _cut(self) -> Iterator[_Timed]:
+        """The pictures from begin up to but without end; the first is shown at begin at the earliest."""
+        on_screen: _Timed | None = None
+        begin, end = self._begin, self._end
+        for picture, time, duration in self._timed():
+            if end is not None and time >= end:
+                if on_screen is not None and begin is not None:
+                    yield on_screen[0], begin, end - begin
+                return
+            if begin is not None and time <= begin:
+                on_screen = picture, time, duration
+                continue
+            if on_screen is not None and begin is not None:
+                yield on_screen[0], begin, time - begin
+                on_screen = None
+            begin = None
+            if duration is not None and end is not None:
+                duration = min(duration, end - time)
+            yield picture, time, duration
+        if begin is not None:
+            if on_screen is None:
+                raise self._nothing_left()
+            picture, time, duration = on_screen
+            if time + (duration or 1 / self.frame_rate) <= begin:
+                raise self._nothing_left()
+            yield picture, begin, None if duration is None else time + duration - begin
+
+    # What the file says of itself.
+
+    def _promises(self) -> bool:
+        return self._is(_PROMISING)
+
+    def _whole_duration(self) -> Fraction | None:
+        if self._container.duration is None:
+            return None
+        whole = Fraction((self._container.start_time or 0) + self._container.duration, av.time_base)
+        return (whole if self._end is None else min(whole, self._end)) - self.start
 
     def _estimate(self) -> int | None:
-        if self._stream.frames:
+        if self._stream.frames and self._begin is None and self._end is None:
             return self._stream.frames
-        seconds = self._stream.duration * self.format.time_base if self._stream.duration else self.duration
+        seconds = self._stream.duration * self._tick if self._stream.duration else self.duration
+        if seconds is not None and self.duration is not None:
+            seconds = min(seconds, self.duration)
         # Some files name their clock as their frame rate.
         return round(seconds * self.frame_rate) if seconds and self.frame_rate <= 240 else None
+
+    def _what_is_missing(self, end: Fraction, pause: Fraction) -> str | None:
+        """end: of the last picture; pause: how long a picture may stand, in seconds."""
+        if self._damaged + self._encrypted > max(_FEW, self._packets / 10):
+            return f"{self._damaged + self._encrypted} of {self._packets} packets could not be decoded"
+        promised = self._promised_end() if self._promises() else None
+        if promised is None or promised - end <= max(pause, min(Fraction(1), promised / 10)):
+            return None
+        shown, whole = float(end - self.start), float(promised - self.start)
+        return f"the pictures end at {shown:.1f} s of {whole:.1f} s"
+
+    def _promised_end(self) -> Fraction | None:
+        """When the pictures should end, in seconds as the file counts them; None if it does not say."""
+        if not self._is(_INDEXED - {"mov"}):
+            if self._stream.duration:
+                return (self._stream.start_time or 0) * self._tick + self._stream.duration * self._tick
+        elif length := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(Fraction, length.groups())
+            return 3600 * hours + 60 * minutes + seconds
+        # Of all streams the longest, which may not be ours; but if the file was cut, that one is too short as well.
+        if self._container.duration is None:
+            return None
+        end = Fraction((self._container.start_time or 0) + self._container.duration, av.time_base)
+        return None if self._last_end > 0.9 * end else end
+
+    def _why_nothing(self) -> str:
+        if self._encrypted:
+            return "its pictures are encrypted"
+        return "no picture in it can be decoded"
+
+    def _nothing_left(self) -> InputError:
+        begin = float((self._begin or 0) - _clock_start(self._container))
+        return InputError(f"{self.path}: it has ended before {begin:.6g} s, where --start is; nothing written")
+
+    def _note(self, note: str) -> None:
+        self._own_notes.append(note)
+
+
+def _clock_start(container: av.container.InputContainer) -> Fraction:
+    """What the clock of a file shows at its first moment, if that means nothing; else 0."""
+    if STARTS_ANYWHERE.isdisjoint(container.format.name.split(",")):
+        return Fraction(0)
+    # Not the container's own start_time, which is rounded to microseconds.
+    starts = [
+        stream.start_time * stream.time_base
+        for stream in container.streams
+        if stream.start_time is not None and stream.time_base is not None
+    ]
+    return min(starts, default=Fraction(0))
 
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -141,10 +402,25 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
             if streams
         ]
         raise InputError(f"{path}: no video stream in it ({', '.join(others) or 'no stream at all'}); nothing written")
+    known = [stream for stream in videos if stream.codec_context is not None]
+    if not known:
+        raise InputError(f"{path}: FFmpeg has no decoder for its video; nothing written")
     return max(
-        videos,
+        known,
         key=lambda stream: (bool(stream.disposition & av.stream.Disposition.default), stream.frames, -stream.index),
     )
+
+
+def _packet_without_data() -> av.Packet[Any]:
+    packet: av.Packet[Any] = av.Packet()
+    data = PacketSideData(packet_sidedata_type_from_literal("fallback_track"), 4)  # type: ignore[call-arg]
+    data.update(bytes(4))
+    packet.set_sidedata(data)
+    return packet
+
+
+def _pictures(count: int, one: str, several: str) -> str:
+    return f"{count} picture{f' {one}' if count == 1 else f's {several}'}"
 
 
 def _reason(error: Exception) -> str:
