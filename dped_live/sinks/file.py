@@ -145,9 +145,7 @@ class FileSink:
         best = max(found, key=lambda part: part.frames)
         key = job_of(best.path)
         if key is None or job is None:
-            raise OutputError(
-                f"{best.path}: was not left by dped-live, or cannot be gone on with; add -y to begin anew"
-            )
+            raise OutputError(f"{best.path}: nothing in it says what it was made from; add -y to begin anew")
         if (difference := key.difference(job)) is not None:
             raise OutputError(f"{best.path}: was made from or with {difference}; add -y to begin anew")
         if not best.frames:
@@ -271,13 +269,14 @@ class FileSink:
         self._first_own = frame.pts
 
     def _extradata(self) -> bytes:
-        """The encoder's parameters as a container has them."""
+        """The encoder's parameters as containers have them; none where an MP4 does not hold what it makes."""
         memory = io.BytesIO()
         try:
-            with av.open(memory, "w", format=self._container.format.name) as container:
+            with av.open(memory, "w", format="mp4") as container:
                 container.add_stream_from_template(self._video, opaque=True)
                 container.container_options["movflags"] = "empty_moov"
                 container.start_encoding()
+            memory.seek(0)
             with av.open(memory) as container:
                 return container.streams.video[0].codec_context.extradata or b""
         except (av.FFmpegError, ValueError, IndexError):
