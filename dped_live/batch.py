@@ -204,7 +204,7 @@ def enhance_video(
     source = FileSource(job.source)
     try:
         fmt = side_by_side_format(source.format) if settings.before_after else source.format
-        encoded = encoded_format(fmt, settings.encoding.codec)
+        encoded = encoded_format(fmt, settings.encoding)
         _make_folder(job.target.parent)
         companion = Companion(job.source, source.start, settings.audio)
         sink = FileSink(job.target, encoded, source.frame_rate, settings.encoding, companion, settings.overwrite)

@@ -131,19 +131,19 @@ def _cosited(location: ChromaLocation) -> tuple[bool, bool]:
 def _upsample(chroma: Tensor, fmt: VideoFormat) -> Tensor:
     """Linear interpolation of a chroma plane (h, w) to the size of luma."""
     cosited_x, cosited_y = _cosited(fmt.chroma_location)
-    if fmt.pixel_format.chroma_shift_y:
-        chroma = _double(chroma, 0, cosited_y)[: fmt.height]
-    if fmt.pixel_format.chroma_shift_x:
-        chroma = _double(chroma, 1, cosited_x)[:, : fmt.width]
+    for shift in reversed(range(fmt.pixel_format.chroma_shift_y)):
+        chroma = _double(chroma, 0, cosited_y)[: -(-fmt.height >> shift)]
+    for shift in reversed(range(fmt.pixel_format.chroma_shift_x)):
+        chroma = _double(chroma, 1, cosited_x)[:, : -(-fmt.width >> shift)]
     return chroma
 
 
 def _downsample(chroma: Tensor, fmt: VideoFormat) -> Tensor:
     """Average a full-size chroma plane to its subsampled positions; the picture's last row and column repeat."""
     cosited_x, cosited_y = _cosited(fmt.chroma_location)
-    if fmt.pixel_format.chroma_shift_x:
+    for _ in range(fmt.pixel_format.chroma_shift_x):
         chroma = _halve_columns(chroma, cosited_x)
-    if fmt.pixel_format.chroma_shift_y:
+    for _ in range(fmt.pixel_format.chroma_shift_y):
         chroma = _halve_columns(chroma.T, cosited_y).T
     return chroma
 

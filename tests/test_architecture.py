@@ -21,6 +21,7 @@ LAYERS = [
         "child_process",
         "borders",
         "color",
+        "layout",
         "metrics",
         "scenes",
         "staging",

@@ -839,7 +839,7 @@ def test_impossible_output_is_refused_and_leaves_nothing(
     (tmp_path / "folder.mp4").mkdir()
     source = FileSource(clip)
     with pytest.raises(OutputError, match=message):
-        FileSink(tmp_path / name, encoded_format(source.format, encoding.codec), Fraction(25), encoding)
+        FileSink(tmp_path / name, encoded_format(source.format, encoding), Fraction(25), encoding)
     source.close()
     assert left_over(tmp_path) == ["clip.mp4", "folder.mp4"]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import av
 
 from dped_live.errors import InputError
-from dped_live.frame import Frame
-from dped_live.sources.picture import PictureReader
+from dped_live.frame import Frame, Hdr
+from dped_live.sources.deinterlace import Deinterlacer
+from dped_live.sources.picture import PictureReader, decoder_of
 
 _STARTS_ANYWHERE = {"mpegts", "mpeg", "vob"}
 """Containers of a running clock: their first timestamp means nothing and is taken off."""
@@ -22,6 +23,8 @@ class FileSource:
     Opens the file and decodes the first picture at once, so that `format` is what the decoder really gives. Of several
     video streams the default one, else the longest, is taken; cover pictures never.
 
+    deinterlace: whether interlaced pictures become progressive. hdr: see PictureReader.
+
     format: see VideoFormat; pictures that change size or format in mid-stream are converted to the first one's.
     start: seconds that were taken off every timestamp; who copies other streams of the file takes off the same.
     frame_rate: average, a hint for encoders. frame_count: an estimate, None if nothing is known.
@@ -31,7 +34,7 @@ class FileSource:
     Raises InputError from the constructor and from frames().
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, deinterlace: bool = True, hdr: Hdr = "sdr") -> None:
         self.path = path
         self._own_notes: list[str] = []
         self._damaged = 0
@@ -42,12 +45,14 @@ class FileSource:
             raise InputError(f"{path}: {_reason(error)}") from error
         try:
             self._stream = _video_stream(self._container, path)
-            self._stream.thread_type = "AUTO"
-            self._decoded = self._decode()
+            self._decoder = decoder_of(self._stream)
+            self._decoder.thread_type = "AUTO"
+            self._deinterlacer = Deinterlacer(deinterlace)
+            self._decoded = self._deinterlacer.map(self._decode())
             self._first = next(self._decoded, None)
             if self._first is None:
                 raise InputError(f"{path}: no picture in it can be decoded; nothing written")
-            self._reader = PictureReader(path, self._stream, self._first)
+            self._reader = PictureReader(path, self._stream, self._first, hdr)
             self.format = self._reader.format
         except BaseException:
             self.close()
@@ -62,7 +67,7 @@ class FileSource:
 
     @property
     def notes(self) -> list[str]:
-        return [*self._reader.notes, *self._own_notes]
+        return [*self._deinterlacer.notes, *self._reader.notes, *self._own_notes]
 
     def frames(self) -> Iterator[Frame]:
         """Every picture once, in presentation order. The planes are views of the decoder's own, which it keeps."""
@@ -82,7 +87,7 @@ class FileSource:
                 invented += 1
             corrupt += picture.is_corrupt
             known = picture.duration * tick if picture.duration else None
-            yield Frame(self._reader.planes(picture), self.format, time, known)
+            yield self._reader.frame(picture, time, known)
             time += known or duration
             self._first = next(self._decoded, None)
         if invented:
@@ -96,16 +101,16 @@ class FileSource:
 
     def close(self) -> None:
         """Release the file."""
-        if hasattr(self, "_stream"):
-            # A decoder with frame threads that is closed in mid-stream may otherwise never return.
-            self._stream.codec_context.flush_buffers()
+        if hasattr(self, "_decoder"):
+            # One with frame threads that is closed in mid-stream may otherwise never return.
+            self._decoder.flush_buffers()
         self._container.close()
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         try:
             for packet in self._container.demux(self._stream):
                 try:
-                    yield from packet.decode()
+                    yield from self._decoder.decode(packet)
                 except av.FFmpegError:
                     self._damaged += 1
         except (av.FFmpegError, OSError) as error:
