@@ -108,7 +108,8 @@ class VideoFormat:
     time_base: the tick, in seconds, of which every pts is a multiple.
     display_matrix: how a player must turn the picture, as nine integers of ISO 14496-12 (None: not at all).
     has_alpha: whether a video's pictures are stored with transparency, which frames have in Frame.alpha.
-    mastering: HDR10's static metadata, if there is any.
+    mastering: HDR10's static metadata, if there is any. peak: the brightest light of PQ video, in cd/m2; what players
+    assume where it is not said.
     """
 
     width: int
@@ -124,6 +125,7 @@ class VideoFormat:
     display_matrix: tuple[int, ...] | None = None
     has_alpha: bool = False
     mastering: MasteringData | None = None
+    peak: float = 1000.0
 
     @property
     def stored_as(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import av
 
 from dped_live.errors import OutputError
-from dped_live.frame import PIXEL_FORMATS, WITH_ALPHA, Frame, Matrix, PixelFormat, VideoFormat
+from dped_live.frame import HLG, PIXEL_FORMATS, PQ, WITH_ALPHA, Frame, Matrix, PixelFormat, VideoFormat
 from dped_live.layout import pack
 
 QUALITY: dict[str, dict[str, str]] = {
@@ -24,7 +24,7 @@ _UNSPECIFIED = 2
 _SHAPES = {(0, 0): "444", (1, 0): "422", (1, 1): "420", (0, 1): "440", (2, 0): "411", (2, 2): "410"}
 """How chroma is subsampled, by its shifts."""
 
-_NAMES = {"bt709": "BT.709", "bt601": "BT.601"}
+_NAMES = {"bt709": "BT.709", "bt601": "BT.601", "bt2020": "BT.2020"}
 
 _ALPHA = {
     "ffv1": frozenset(WITH_ALPHA.values()),
@@ -80,7 +80,8 @@ def encoded_format(source: VideoFormat, encoding: Encoding) -> VideoFormat:
     if pixel.kind == "gray":
         return replace(target, matrix="rgb", full_range=source.full_range or source.pixel_format.kind == "rgb")
     if source.pixel_format.kind != "yuv":
-        target = replace(target, matrix="bt709" if source.height >= 720 else "bt601", full_range=False)
+        matrix: Matrix = "bt709" if source.height >= 720 else "bt601"
+        target = replace(target, matrix="bt2020" if source.transfer in (PQ, HLG) else matrix, full_range=False)
     return replace(target, full_range=target.full_range and codec.name not in _LIMITED_ONLY)
 
 
@@ -119,11 +120,15 @@ def configure(context: av.VideoCodecContext, fmt: VideoFormat) -> None:
     context.time_base = fmt.time_base
     # Without it FFmpeg throws away the duration of each frame, and the last one's is lost.
     context.flags |= av.codec.context.Flags.frame_duration
-    context.colorspace = _UNSPECIFIED if fmt.pixel_format.kind == "gray" else _H273[fmt.matrix]
-    context.color_range = 2 if fmt.full_range else 1
-    context.color_primaries = fmt.primaries
-    context.color_trc = fmt.transfer
+    _describe(context, fmt)
     context.sample_aspect_ratio = fmt.sample_aspect_ratio
+
+
+def _describe(described: av.VideoCodecContext | av.VideoFrame, fmt: VideoFormat) -> None:
+    described.colorspace = _UNSPECIFIED if fmt.pixel_format.kind == "gray" else _H273[fmt.matrix]
+    described.color_range = 2 if fmt.full_range else 1
+    described.color_primaries = fmt.primaries
+    described.color_trc = fmt.transfer
 
 
 def lost_in(source: VideoFormat, encoded: VideoFormat) -> list[str]:
@@ -202,6 +207,8 @@ def to_picture(frame: Frame, fmt: VideoFormat, tick: int) -> av.VideoFrame:
     """A copy of a frame of that format for an encoder. tick: its time, in units of fmt.time_base."""
     picture = av.VideoFrame(fmt.width, fmt.height, fmt.stored_as)
     pack(frame.planes, frame.alpha, picture.planes, fmt)
+    # ProRes' encoder asks the pictures and not its context.
+    _describe(picture, fmt)
     picture.pts = tick
     picture.time_base = fmt.time_base
     picture.duration = round((frame.duration or 0) / fmt.time_base)

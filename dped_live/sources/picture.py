@@ -80,9 +80,7 @@ class PictureReader:
         if is_hdr(first):
             name = "PQ" if first.color_trc == PQ else "HLG"
             if hdr == "keep":
-                self.notes.append(
-                    f"HDR video ({name}): kept; enhanced as if it were SDR, which the models are made for"
-                )
+                self.notes.append(f"HDR video ({name}): kept; the models are made for SDR")
             else:
                 self.notes.append(f"HDR video ({name}): mapped to SDR (BT.709); --hdr keep keeps it")
                 peak = mastering is not None and mastering.luminance is not None
@@ -128,6 +126,7 @@ class PictureReader:
             display_matrix=_display_matrix(first),
             has_alpha=self._has_alpha,
             mastering=None if to_sdr else mastering,
+            peak=1000.0 if mastering is None or mastering.luminance is None else float(mastering.luminance[1]),
         )
 
     def frame(self, picture: av.VideoFrame, pts: Fraction, duration: Fraction | None) -> Frame:
