@@ -29,7 +29,7 @@ class Deinterlacer:
         for picture in pictures:
             interlaced = _is_interlaced(picture)
             if interlaced and not self.notes:
-                what = "deinterlaced" if self._enabled else "which is left as it is; --deinterlace auto changes that"
+                what = "deinterlaced" if self._enabled else "left as it is, since --deinterlace is off"
                 self.notes.append(f"the video is interlaced; {what}")
             if graph is not None and kind != _kind(picture):
                 yield from _rest(graph, held)
