@@ -24,13 +24,22 @@ _UNSPECIFIED = 2
 _SHAPES = {(0, 0): "444", (1, 0): "422", (1, 1): "420", (0, 1): "440", (2, 0): "411", (2, 2): "410"}
 """How chroma is subsampled, by its shifts."""
 
+_NEAREST = {
+    "444": ("444", "422", "420"),
+    "422": ("422", "444", "420"),
+    "420": ("420", "422", "444"),
+    "440": ("440", "444", "422", "420"),
+    "411": ("411", "422", "444", "420"),
+    "410": ("410", "420", "422", "444"),
+}
+"""What to try instead: first that which has all of the samples, with the fewest more."""
+
 _NAMES = {"bt709": "BT.709", "bt601": "BT.601", "bt2020": "BT.2020"}
 
 _ALPHA = {
     "ffv1": frozenset(WITH_ALPHA.values()),
     "prores_ks": frozenset({"yuva444p10le"}),
     "libvpx-vp9": frozenset({"yuva420p"}),
-    "libvpx": frozenset({"yuva420p"}),
 }
 """What keeps transparency, as decoding shows. Others name such formats and refuse them, or drop it in silence."""
 
@@ -100,14 +109,13 @@ def _nearest(source: VideoFormat) -> list[str]:
     """Pixel formats for a source, the best first."""
     pixel = source.pixel_format
     shape = _SHAPES[pixel.chroma_shift_x, pixel.chroma_shift_y] if pixel.kind == "yuv" else "420"
-    # What none of the usual three is keeps all of its samples in one that is.
-    shapes = [shape, {"440": "444", "411": "422", "410": "420"}.get(shape, "444"), "444", "422", "420"]
+    shapes = _NEAREST[shape]
     if (shape in ("420", "440", "410") and source.height % 2) or (shape not in ("444", "440") and source.width % 2):
-        shapes = ["444", "422", "420"]
+        shapes = _NEAREST["444"]
     depths = {8, 10, 12, 16, pixel.depth}
     deeper, less_deep = (sorted(d for d in depths if d >= pixel.depth), sorted(d for d in depths if d < pixel.depth))
     suffixes = ["" if depth == 8 else f"{depth}le" for depth in (*deeper, *reversed(less_deep))]
-    names = [f"yuv{shape}p{suffix}" for shape in dict.fromkeys(shapes) for suffix in suffixes]
+    names = [f"yuv{shape}p{suffix}" for shape in shapes for suffix in suffixes]
     names += [f"gbrp{suffix}" for suffix in suffixes] + ["rgb24", "bgr0", "rgb48le"]
     transparent = [WITH_ALPHA[name] for name in names if name in WITH_ALPHA] if source.has_alpha else []
     return transparent + [name for name in names if name in PIXEL_FORMATS]
