@@ -51,7 +51,8 @@ SAME_KIND = """
 hands on the planes themselves. **pass-through**: strength 1 with a network that changes nothing: planes to RGB and
 back. Each: luma / chroma. The last columns are the loss of the conversion alone (pass-through into FFV1, which has
 none of its own): largest (mean) error in code values of the format's own depth. Chroma that is subsampled loses fine
-detail: it is interpolated to the size of luma and averaged back.
+detail: it is interpolated to the size of luma and averaged back. libx264 does not always make the same of the same
+pictures, hence the tenths of a dB between the first two. Of PQ the pictures end at 1000 cd/m2.
 
 | planes | matrix | range | encoder | alone | strength 0 | pass-through | luma error | chroma error |
 |---|---|---|---|---|---|---|---|---|"""
@@ -193,10 +194,10 @@ def planes_row(folder: Path, rgb: list[Tensor], fmt: VideoFormat, codec: str) ->
         results[name] = read(folder / "out.mkv")
         assert results[name][0].format.stored_as == fmt.stored_as
         assert same_tags(results[name][0].format, encoded), (results[name][0].format, encoded)
-    shape = fmt.stored_as
+    matrix = fmt.matrix + {PQ: ", PQ", HLG: ", HLG"}.get(fmt.transfer, "")
     span = "full" if fmt.full_range else "limited"
     figures = " | ".join(compare(original, results[name]) for name in ("alone", "zero", "one"))
-    return f"| {shape} | {fmt.matrix} | {span} | {codec} | {figures} | {errors(original, results['lossless'])} |"
+    return f"| {fmt.stored_as} | {matrix} | {span} | {codec} | {figures} | {errors(original, results['lossless'])} |"
 
 
 def rgb_row(folder: Path, rgb: list[Tensor], fmt: VideoFormat, encoding: Encoding) -> str:
