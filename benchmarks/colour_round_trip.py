@@ -52,7 +52,8 @@ hands on the planes themselves. **pass-through**: strength 1 with a network that
 back. Each: luma / chroma. The last columns are the loss of the conversion alone (pass-through into FFV1, which has
 none of its own): largest (mean) error in code values of the format's own depth. Chroma that is subsampled loses fine
 detail: it is interpolated to the size of luma and averaged back. libx264 does not always make the same of the same
-pictures, hence the tenths of a dB between the first two. Of PQ the pictures end at 1000 cd/m2.
+pictures, hence the tenths of a dB between the first two. Of PQ the pictures end at 1000 cd/m2. The
+clips have no colours outside RGB; those of other videos are clipped, as by players.
 
 | planes | matrix | range | encoder | alone | strength 0 | pass-through | luma error | chroma error |
 |---|---|---|---|---|---|---|---|---|"""
