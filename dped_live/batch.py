@@ -389,7 +389,7 @@ def enhance_video(
     source = _open(job.source, settings)
     try:
         fmt = side_by_side_format(source.format) if settings.before_after else source.format
-        encoded = encoded_format(fmt, settings.encoding.codec)
+        encoded = encoded_format(fmt, settings.encoding)
         _make_folder(job.target.parent)
         length = None if settings.end is None else settings.end - (settings.begin or 0)
         companion = Companion(
