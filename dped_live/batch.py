@@ -92,7 +92,7 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A job that did not fail. frames: of the file; seconds: how long it took. kept: where an interrupted video's
-    beginning was left.
+    beginning was left; resumable: and can be gone on with.
 
     earlier: how many of the frames an earlier run had made. shortfall: why there are fewer than the source promises.
     verification: what reading a video back has found.
@@ -102,6 +102,7 @@ class Outcome:
     seconds: float
     interrupted: bool = False
     kept: Path | None = None
+    resumable: bool = False
     earlier: int = 0
     shortfall: str | None = None
     verification: Verification | None = None
@@ -458,14 +459,15 @@ def enhance_video(
     for note in late:
         notify(note)
     return Outcome(
-        earlier + stats.written[0],
-        time.monotonic() - started,
-        stats.interrupted,
-        sink.kept,
-        earlier,
-        None if stats.interrupted else source.shortfall,
-        sink.report,
-        (*notes, *late),
+        frames=earlier + stats.written[0],
+        seconds=time.monotonic() - started,
+        interrupted=stats.interrupted,
+        kept=sink.kept,
+        resumable=key is not None and settings.follow is None,
+        earlier=earlier,
+        shortfall=None if stats.interrupted else source.shortfall,
+        verification=sink.report,
+        notes=(*notes, *late),
     )
 
 

@@ -508,7 +508,7 @@ def test_streams_that_are_dropped_are_told(dped_live: Callable[..., Said]) -> No
     assert not Path("strict.mp4").exists()
 
 
-def test_options_of_the_encoder(dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_the_encoder(dped_live: Callable[..., Said]) -> None:
     clip("c.mp4", frames=20)
     assert dped_live("c.mp4", "-e", "x264-params=keyint=5:scenecut=0", "-e", "profile=high444").code == 0
     with av.open("c_dped.mp4") as container:
@@ -516,13 +516,6 @@ def test_options_of_the_encoder(dped_live: Callable[..., Said], monkeypatch: pyt
     said = dped_live("c.mp4", "-y", "-e", "nosuch=1")
     assert said.code == 1
     assert "'nosuch'" in said.errors[-1]
-    assert dped_live("c.mp4", "-y", "--pix-fmt", "yuv444p").code == 0
-    with av.open("c_dped.mp4") as container:
-        assert container.streams.video[0].pix_fmt == "yuv444p"
-    monkeypatch.setenv("DPED_LIVE_PIX_FMT", "yuv422p")
-    assert dped_live("c.mp4", "-y").code == 0
-    with av.open("c_dped.mp4") as container:
-        assert container.streams.video[0].pix_fmt == "yuv422p"
 
 
 # What is told.
