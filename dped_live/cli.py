@@ -241,7 +241,7 @@ def _enhance_parser() -> argparse.ArgumentParser:
         default="libx264",
         help="FFmpeg's name of the encoder: libx264, libx265, libsvtav1, ... (default: %(default)s)",
     )
-    group.add_argument("--crf", type=int, help="quality, lower is better (default: 17 for libx264)")
+    group.add_argument("--crf", type=int, help="quality, lower is better (default: 18 for libx264)")
     group.add_argument("--preset", help="speed of the encoder (default: veryfast for libx264)")
     group.add_argument(
         "--pix-fmt",
