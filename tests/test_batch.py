@@ -361,7 +361,9 @@ def test_key_of_a_job_says_what_changes_its_result(tmp_path: Path) -> None:
     other_backend = open_backend(random_generator(2, 1), "cpu", "bf16")
     assert batch.job_key(source, settings, "weights", other_backend).program != key.program
 
-    whole = source.read_bytes()
+    whole = np.random.default_rng(0).bytes(200_000)
+    source.write_bytes(whole)
+    key = batch.job_key(source, settings, "weights", backend)
     for changed_file in (whole + b"x", b"x" + whole[1:], whole[:-1] + b"x"):
         source.write_bytes(changed_file)
         assert batch.job_key(source, settings, "weights", backend).source != key.source
@@ -459,6 +461,11 @@ def test_cut(dped_live: Callable[..., Said]) -> None:
         assert dped_live("c.mp4", *arguments, "-y").code == 0
         with av.open("c_dped.mp4") as container:
             assert sum(1 for _ in container.decode(video=0)) == frames
+    lake = Path(__file__).parents[1] / "samples/lake.mp4"
+    assert dped_live(lake, "-o", "lake.mp4", "--start", "1", "--end", "2").code == 0
+    with av.open("lake.mp4") as container:
+        ends = [float(s.duration or 0) * float(s.time_base or 0) for s in container.streams]
+    assert ends == pytest.approx([1, 1], abs=0.05)
     said = dped_live("c.mp4", "--start", "2", "-o", "late.mp4")
     assert said.code == 1
     assert "ended before" in said.errors[0]
