@@ -525,6 +525,24 @@ def test_options_of_the_encoder(dped_live: Callable[..., Said]) -> None:
     assert "'nosuch'" in said.errors[-1]
 
 
+def test_pixel_format(dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    clip("c.mp4")
+    assert dped_live("c.mp4", "--pix-fmt", "yuv444p").code == 0
+    with av.open("c_dped.mp4") as container:
+        assert container.streams.video[0].pix_fmt == "yuv444p"
+    monkeypatch.setenv("DPED_LIVE_PIX_FMT", "yuv422p")
+    assert dped_live("c.mp4", "-y").code == 0
+    with av.open("c_dped.mp4") as container:
+        assert container.streams.video[0].pix_fmt == "yuv422p"
+    said = dped_live("c.mp4", "-o", "grey.mp4", "--pix-fmt", "gray", "--strict")
+    assert said.code == 1
+    assert said.errors[-1] == (
+        "dped-live: c.mp4: grey.mp4: --strict, and not kept: colour; use another --codec or --pix-fmt"
+    )
+    assert not Path("grey.mp4").exists()
+    assert "c.mp4: not kept: colour" in dped_live("c.mp4", "-o", "grey.mp4", "--pix-fmt", "gray").err
+
+
 # What is told.
 
 
