@@ -1053,7 +1053,8 @@ def test_control_c_finishes_what_is_begun(start: Callable[..., subprocess.Popen[
     assert "finishing what is begun; Ctrl-C again leaves at once" in errors
     frames = len(times(part))
     assert 0 < frames < 5000
-    assert f"dped-live: in.mp4: interrupted; the first {frames} frames are in out.part.mp4\n" in errors
+    kept = f"dped-live: in.mp4: interrupted; the first {frames} frames are in out.part.mp4"
+    assert f"{kept}; the same command with --resume goes on\n" in errors
     assert left_over(tmp_path) == ["in.mp4", "out.part.mp4"]
 
 
