@@ -147,11 +147,11 @@ class FileSource:
             keyframe = next(packets, None)
             self._decoded = self._decode(itertools.chain([] if keyframe is None else [keyframe], packets))
             first = next(self._decoded, None)
-            if keyframe is not None and first is not None and keyframe.pts is not None and first.pts is not None:
-                # Seeking goes by times of decoding, and what is shown before a keyframe needs what comes before it.
-                # Some keyframes need several pictures to become whole, and are not shown.
-                if first.pts <= keyframe.pts <= self._begin / self._tick:
-                    return first
+            # Seeking goes by times of decoding, and what is shown before a keyframe needs what comes before it. Some
+            # keyframes need several pictures to become whole, and are not shown.
+            stamps = [None if item is None else item.pts for item in (first, keyframe)]
+            if None not in stamps and stamps[0] <= stamps[1] <= self._begin / self._tick:
+                return first
             back = 2 * back + 1
             self.close()
             self._open()
