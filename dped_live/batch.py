@@ -15,8 +15,9 @@ from dped_live.errors import DpedError, InputError, OutputError
 from dped_live.partial import PartialFile
 from dped_live.pipeline import Stats, run
 from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
+from dped_live.sinks.companion import Companion
 from dped_live.sinks.encoding import Encoding, encoded_format
-from dped_live.sinks.file import Companion, FileSink
+from dped_live.sinks.file import FileSink
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
 from dped_live.sources.file import FileSource
 from dped_live.sources.images import is_photo, read_photo
@@ -206,12 +207,13 @@ def enhance_video(
         fmt = side_by_side_format(source.format) if settings.before_after else source.format
         encoded = encoded_format(fmt, settings.encoding.codec)
         _make_folder(job.target.parent)
-        companion = Companion(job.source, source.start, settings.audio)
+        companion = Companion(job.source, source.video_index, source.start, audio=settings.audio)
         sink = FileSink(job.target, encoded, source.frame_rate, settings.encoding, companion, settings.overwrite)
     except BaseException:
         source.close()
         raise
-    notes = [*source.notes, *sink.notes]
+    fates = [str(fate) for fate in sink.streams if fate.fate in ("converted", "dropped")]
+    notes = [*source.notes, *fates, *sink.notes]
     for note in notes:
         notify(f"{job.source}: {note}")
     try:
@@ -240,7 +242,7 @@ def enhance_video(
             raise type(error)(f"{error}; the pictures before it are in {sink.kept}") from error
         raise
     short = [] if source.shortfall is None else [source.shortfall]
-    for note in [*source.notes, *short, *sink.notes]:
+    for note in [*source.notes, *short, *fates, *sink.notes]:
         if note not in notes:
             notify(f"{job.source}: {note}")
     return Outcome(stats.written[0], time.monotonic() - begin, stats.interrupted, sink.kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 _STEADY = frozenset({"mov", "matroska", "avi"})
 """Containers with one index, and so one clock. Pictures and clocks may stand still in them for as long as they like."""
@@ -42,6 +43,15 @@ class Clock:
         self._end: dict[int, Fraction] = {}
         self._now = 0.0
         self.joins: list[float] = []
+
+    def correct(self, packet: Any) -> None:
+        """Put the timestamps of an av.Packet, the next of the file, on the clock."""
+        tick = packet.time_base
+        offset = self.offset(packet.stream_index, packet.stream.type, tick, packet.dts, packet.pts, packet.duration)
+        if offset:
+            ticks = round(offset / tick)
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+            packet.pts = None if packet.pts is None else packet.pts + ticks
 
     def offset(
         self, stream: int, kind: str, tick: Fraction, dts: int | None, pts: int | None, duration: int | None

@@ -15,10 +15,10 @@ class PartialFile:
     """The temporary name `NAME.part.EXT` beside `NAME.EXT`: a rename is atomic only within a file system.
 
     The constructor refuses to touch what exists, and checks that the folder can be written to. Then the owner writes
-    to `path`, and calls publish() or discard().
+    to `path`, and calls publish() or discard(). resume: the owner goes on with a temporary file that is there.
     """
 
-    def __init__(self, final: Path, overwrite: bool) -> None:
+    def __init__(self, final: Path, overwrite: bool, resume: bool = False) -> None:
         self._final = final
         self.path = final.with_name(_shortened(final.stem, f".part{final.suffix}"))
         try:
@@ -31,8 +31,11 @@ class PartialFile:
             if not overwrite:
                 if final.exists():
                     raise OutputError(f"{final} exists; add -y to replace it")
-                if self.path.exists():
-                    raise OutputError(f"{self.path} exists, from a run that did not finish; add -y to replace it")
+                if self.path.exists() and not resume:
+                    raise OutputError(
+                        f"{self.path} exists, from a run that did not finish; add --resume to go on with it, or -y to "
+                        f"replace it"
+                    )
         except OSError as error:
             raise OutputError(f"{final}: {error.strerror}; name another file") from error
 

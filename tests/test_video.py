@@ -29,8 +29,9 @@ from dped_live import batch, weights
 from dped_live.backends import Backend, open_backend
 from dped_live.errors import DpedError, InputError, OutputError
 from dped_live.pipeline import Stats
+from dped_live.sinks.companion import Companion
 from dped_live.sinks.encoding import Encoding, encoded_format
-from dped_live.sinks.file import Companion, FileSink
+from dped_live.sinks.file import FileSink
 from dped_live.sources.file import FileSource
 from dped_live.statistics import Statistics
 
@@ -455,7 +456,8 @@ def test_sound_that_the_container_cannot_hold_is_left_out_with_a_note(tmp_path: 
         with av.open(str(tmp_path / name)) as container:
             assert bool(container.streams.audio) == has_sound
             assert sum(1 for _ in container.decode(video=0)) == 10
-        assert any("the sound (pcm_s16le) cannot go into a .h264 file and is left out" in n for n in notes) != has_sound
+        dropped = "audio 1 (pcm_s16le) dropped: a h264 file cannot hold pcm_s16le; use .mkv"
+        assert any(dropped in note for note in notes) != has_sound
 
 
 def test_sound_is_left_out_on_request(clip: Path, tmp_path: Path) -> None:
@@ -792,7 +794,7 @@ def test_existing_file_is_not_replaced(clip: Path, tmp_path: Path) -> None:
 def test_rest_of_another_run_is_not_replaced(clip: Path, tmp_path: Path) -> None:
     rest = tmp_path / "out.part.mp4"
     rest.write_bytes(b"hours of work")
-    with pytest.raises(OutputError, match=r"out\.part\.mp4 exists, from a run that did not finish; add -y to replace"):
+    with pytest.raises(OutputError, match=r"out\.part\.mp4 exists, from a run that did not finish; add --res"):
         convert(clip, tmp_path / "out.mp4")
     assert rest.read_bytes() == b"hours of work"
     convert(clip, tmp_path / "out.mp4", overwrite=True)
@@ -826,8 +828,8 @@ def test_input_is_never_its_own_output(clip: Path, tmp_path: Path) -> None:
         ("out.mp4", Encoding("aac"), r"the encoder aac takes none of .*; use --codec libx264"),
         ("out.mkv", Encoding("ffv1", crf=3), r"the encoder ffv1 has no --crf; use it with libx264"),
         ("out.mkv", Encoding("mpeg4", preset="fast"), r"the encoder mpeg4 has no --preset"),
-        ("out.mp4", Encoding(crf=-3), r"cannot be made \(.*\); check --crf and --preset"),
-        ("out.mp4", Encoding("libsvtav1", preset="fast"), r"cannot be made \(.*\); check --crf and --preset"),
+        ("out.mp4", Encoding(crf=-3), r"cannot be made \(.*\); check --crf, --preset and -e"),
+        ("out.mp4", Encoding("libsvtav1", preset="fast"), r"cannot be made \(.*\); check --crf, --preset and -e"),
         ("no/such/folder/../out.mp4", FAST, "there is no folder|cannot be made"),
         ("folder.mp4", FAST, r"folder\.mp4 is a folder; name a file in it"),
         ("n" * 300 + ".mp4", FAST, "File name too long"),
@@ -870,7 +872,7 @@ def test_file_that_vanishes_is_an_error_of_the_input(clip: Path, tmp_path: Path)
     source = FileSource(clip)
     clip.unlink()
     with pytest.raises(InputError, match=r"clip\.mp4: No such file"):
-        FileSink(tmp_path / "out.mp4", source.format, Fraction(25), FAST, Companion(clip, source.start))
+        Companion(clip, source.video_index, source.start)
     source.close()
     assert left_over(tmp_path) == []
 
@@ -1018,10 +1020,9 @@ def test_disk_that_takes_no_more_is_one_line(start: Callable[..., subprocess.Pop
 
         return apply
 
-    # The beginning of a Matroska file can be played, that of an MP4 cannot.
     expected = {
         "header.mp4": (1, ""),
-        "out.mp4": (100_000, ""),
+        "out.mp4": (100_000, "; the pictures before it are in out.part.mp4"),
         "out.mkv": (100_000, "; the pictures before it are in out.part.mkv"),
     }
     children = {name: start("in.mp4", "-o", name, preexec_fn=limit(size)) for name, (size, _) in expected.items()}
@@ -1032,7 +1033,7 @@ def test_disk_that_takes_no_more_is_one_line(start: Callable[..., subprocess.Pop
         assert errors.splitlines()[-1] == f"dped-live: in.mp4: {name}: File too large{expected[name][1]}"
         assert sum("File too large" in line for line in errors.splitlines()) == 1
         assert "Traceback" not in errors
-    assert left_over(tmp_path) == ["in.mp4", "out.part.mkv"]
+    assert left_over(tmp_path) == ["in.mp4", "out.part.mkv", "out.part.mp4"]
     assert len(times(tmp_path / "out.part.mkv")) > 5
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import av
@@ -11,8 +14,8 @@ from dped_live.errors import OutputError
 from dped_live.frame import PIXEL_FORMATS, Frame, Matrix, VideoFormat
 
 QUALITY: dict[str, dict[str, str]] = {
-    "libx264": {"crf": "17", "preset": "veryfast"},
-    "libx265": {"crf": "20", "preset": "medium", "x265-params": "log-level=error"},
+    "libx264": {"crf": "18", "preset": "veryfast"},
+    "libx265": {"crf": "20", "preset": "medium", "x265-params": "log-level=error:open-gop=0"},
     "libsvtav1": {"crf": "24", "preset": "8"},
     "libvpx-vp9": {"crf": "24", "b:v": "0", "row-mt": "1", "deadline": "good", "cpu-used": "2"},
 }
@@ -21,13 +24,32 @@ QUALITY: dict[str, dict[str, str]] = {
 _H273: dict[Matrix, int] = {"bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "bt2020": 9}
 
 
+_LISTS = ("x264-params", "x264opts", "x265-params", "svtav1-params")
+"""Options that are lists of options, KEY=VALUE:KEY=VALUE."""
+
+_OPEN_ENCODER = """
+import io, sys, av
+av.logging.set_level(av.logging.WARNING)
+with av.logging.Capture() as log:
+    container = av.open(io.BytesIO(), "w", format="matroska")
+    stream = container.add_stream(sys.argv[1], 25, options={sys.argv[2]: sys.argv[3]})
+    stream.codec_context.open()
+print(*(message.strip() for _, _, message in log if "option" in message))
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How pictures are encoded: the name of an FFmpeg encoder, and its quality if not our default for it."""
+    """How pictures are encoded.
+
+    codec: the name of an FFmpeg encoder. crf, preset: if not our default for it. options: of the encoder, by
+    FFmpeg's names.
+    """
 
     codec: str = "libx264"
     crf: int | None = None
     preset: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
 
 
 def encoded_format(source: VideoFormat, codec: str) -> VideoFormat:
@@ -94,7 +116,30 @@ def options_of(codec: str, encoding: Encoding) -> dict[str, str]:
             if key not in options:
                 raise OutputError(f"the encoder {codec} has no --{key}; use it with {', '.join(QUALITY)}")
             options[key] = str(value)
+    for key, value in encoding.options:
+        if key in _LISTS:
+            _check_list(codec, key, value)
+        options[key] = f"{options[key]}:{value}" if key in _LISTS and key in options else value
     return options
+
+
+def check_used(codec: str, encoding: Encoding, left: Mapping[str, str]) -> None:
+    """Raise OutputError if an encoder that was opened has left an option of ours unused: it has none of that name."""
+    for key, _ in encoding.options:
+        if key in left:
+            raise OutputError(f"the encoder {codec} has no option {key!r}; see: ffmpeg -h encoder={codec}")
+
+
+def _check_list(codec: str, key: str, value: str) -> None:
+    """Raise OutputError if an encoder does not understand a list of options, of which it only warns in its log.
+
+    In another process: to read FFmpeg's log in this one would hang decoders (see FACTS of PyAV in CONTRIBUTING.md).
+    """
+    command = [sys.executable, "-c", _OPEN_ENCODER, codec, key, value]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=60)
+    if result.returncode or result.stdout.strip():
+        reason = (result.stdout.strip() or result.stderr.strip() or "it crashes").splitlines()[-1]
+        raise OutputError(f"the encoder {codec} does not understand -e {key}={value}: {reason}")
 
 
 def to_picture(frame: Frame, fmt: VideoFormat, tick: int) -> av.VideoFrame:

@@ -1,46 +1,46 @@
-"""Frames into a video file, through PyAV (FFmpeg), with the sound of the file they came from."""
+"""Frames into a video file, through PyAV (FFmpeg), beside all else of the file that they came from."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
 
-from dped_live.errors import InputError, OutputError
+from dped_live.errors import OutputError
 from dped_live.frame import Frame, VideoFormat
 from dped_live.partial import PartialFile
-from dped_live.sinks.encoding import QUALITY, Encoding, configure, encoder_of, options_of, to_picture
+from dped_live.sinks.companion import Companion, StreamFate
+from dped_live.sinks.encoding import QUALITY, Encoding, check_used, configure, encoder_of, options_of, to_picture
+from dped_live.sinks.finished_part import FinishedPart, JobKey, job_of
+from dped_live.sinks.verification import Tally, Verification, verify
 
 _OF_THE_DISK = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS}
 """Errors of writing a header that have nothing to do with what is written."""
 
-_PRIMING = Fraction(1, 10)
-"""Seconds of sound before the first that is heard: AAC needs up to three packets (64 ms) to start up."""
+_IN_FRAGMENTS = {"movflags": "hybrid_fragmented+delay_moov+frag_keyframe"}
+_GROWING = {"mp4": _IN_FRAGMENTS, "mov": _IN_FRAGMENTS, "matroska": {"cluster_time_limit": "2000"}, "webm": {}}
+"""By container: what makes a file that can be played while it grows. An MP4 that is finished is an ordinary one."""
 
-_IN_FRAGMENTS = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "500000"}
-_CRASH_SAFE = {"mp4": _IN_FRAGMENTS, "mov": _IN_FRAGMENTS, "matroska": {"cluster_time_limit": "500"}}
-"""By container: what half a second (500,000 us) needs to be played by itself. An MP4 that is finished is an ordinary
-one."""
+_AT_ONCE = {
+    "mp4": {"frag_duration": "500000"},
+    "mov": {"frag_duration": "500000"},
+    "matroska": {"cluster_time_limit": "500"},
+}
+"""By container: what half a second (500,000 us) needs to be played by itself."""
 
+_KEYFRAMES = 2
+"""Seconds from one keyframe to the next, at most: what is between them is lost if the program is killed."""
 
-@dataclass(frozen=True, slots=True)
-class Companion:
-    """The file that the frames come from, for what goes into the output unchanged: metadata, and the first sound.
-
-    start: seconds that its source took off the frames' times (FileSource.start).
-    """
-
-    path: Path
-    start: Fraction
-    audio: bool = True
+_LONGEST_GROUP = 250
+"""Pictures, at most; x264's own."""
 
 
 class LiveSound(Protocol):
@@ -56,15 +56,21 @@ class LiveSound(Protocol):
 
 
 class FileSink:
-    """A video file, written under a temporary name and renamed when complete.
+    """A video file, written under a temporary name, and renamed when it is complete and was read back.
 
     path: the suffix names the container. fmt: of every frame that will be written. frame_rate: a hint for the
     encoder; each frame keeps its own time. Frames that do not move forward in time are moved on by one tick.
-    sound: instead of a companion's.
-    crash_safe: what is under the temporary name can be played at any moment, up to the last second or so (the half
-    second that is being collected, and what the encoder has not given yet), with a keyframe every two seconds;
-    MP4, MOV and Matroska only.
-    `notes` and `kept` may be read after close(): what a user should know, and where an incomplete file was left.
+    companion: what goes into the file beside the frames; becomes this sink's, which closes it. sound: instead.
+    live: what is under the temporary name is never older than a second or so; MP4, MOV and Matroska only.
+    strict: raise if a stream of the companion would be dropped. job: written into the file. resume: if the temporary
+    file of the same job is there, go on with it.
+
+    In MP4, MOV, Matroska and WebM what is under the temporary name can be played at any moment, even if the program is
+    killed, but for what the encoder has not given yet and for the last group of pictures, of two seconds at most.
+
+    done: frames that the file has already; write() is to be called with those after. streams: what becomes of each
+    stream of the companion. `notes`, `kept` and `report` may be read after close(): what a user should know, where an
+    incomplete file was left, and what reading the file back has found.
 
     Raises OutputError. Used by one thread at a time.
     """
@@ -78,29 +84,83 @@ class FileSink:
         companion: Companion | None = None,
         overwrite: bool = False,
         sound: LiveSound | None = None,
-        crash_safe: bool = False,
+        live: bool = False,
+        *,
+        strict: bool = False,
+        job: JobKey | None = None,
+        resume: bool = False,
     ) -> None:
         self.notes: list[str] = []
         self.kept: Path | None = None
+        self.report: Verification | None = None
+        self.done = 0
         self._path = path
         self._format = fmt
         self._companion = companion
         self._last_tick: int | None = None
-        self._moved = self._written = self._packets = 0
+        self._moved = self._written = self._encoded = 0
         self._end = Fraction(0)
-        self._partial = PartialFile(path, overwrite)
-        self._input: av.container.InputContainer | None = None
+        self._tallies: dict[int, Tally] = {}
+        self._last_dts: dict[int, Fraction] = {}
+        self._failure: OutputError | None = None
+        self._earlier: FinishedPart | None = None
+        self._reordered: deque[Fraction] = deque()
         try:
-            self._open(frame_rate, encoding, sound, crash_safe)
+            self._partial = PartialFile(path, overwrite, resume)
+            if resume:
+                self._earlier = self._find_earlier(job)
+        except BaseException:
+            self._release()
+            raise
+        try:
+            self._open(frame_rate, encoding, sound, live, job)
+            if strict and (dropped := [str(fate) for fate in self.streams if fate.fate == "dropped"]):
+                raise OutputError(f"{path}: --strict, and {'; '.join(dropped)}")
+            if self._earlier is not None:
+                self._go_on(self._earlier)
         except BaseException:
             self._release()
             self._partial.discard()
+            if self._earlier is not None:
+                self._earlier.path.replace(self._partial.path)
             raise
 
-    def _open(self, frame_rate: Fraction, encoding: Encoding, sound: LiveSound | None, crash_safe: bool) -> None:
+    @staticmethod
+    def is_result(path: Path, job: JobKey) -> bool:
+        """Whether a finished file is what a job has written. It has its name only if reading it back found it whole."""
+        return path.is_file() and job_of(path) == job
+
+    @property
+    def streams(self) -> list[StreamFate]:
+        return [] if self._companion is None else self._companion.fates
+
+    def _find_earlier(self, job: JobKey | None) -> FinishedPart | None:
+        """What an earlier run has finished. It is moved aside, and stays until this run has more."""
+        aside = self._partial.path.with_name(f"{self._partial.path.stem}-earlier{self._partial.path.suffix}")
+        found = [FinishedPart(path) for path in (self._partial.path, aside) if path.exists()]
+        if not found:
+            return None
+        best = max(found, key=lambda part: part.frames)
+        key = job_of(best.path)
+        if key is None or job is None:
+            raise OutputError(
+                f"{best.path}: was not left by dped-live, or cannot be gone on with; add -y to begin anew"
+            )
+        if (difference := key.difference(job)) is not None:
+            raise OutputError(f"{best.path}: was made from or with {difference}; add -y to begin anew")
+        if not best.frames:
+            return None
+        best.move_to(aside)
+        return best
+
+    def _open(
+        self, frame_rate: Fraction, encoding: Encoding, sound: LiveSound | None, live: bool, job: JobKey | None
+    ) -> None:
         path = self._path
+        # FFmpeg would make an iPod's file of a .m4v, which holds less.
+        form = "mp4" if path.suffix.lower() == ".m4v" else None
         try:
-            self._container = av.open(f"file:{self._partial.path}", "w", metadata_errors="surrogateescape")
+            self._container = av.open(f"file:{self._partial.path}", "w", form, metadata_errors="surrogateescape")
         except ValueError as error:
             raise OutputError(f"{path}: no container has the suffix {path.suffix!r}; use .mp4, .mkv or .mov") from error
         except (av.FFmpegError, OSError) as error:
@@ -120,15 +180,30 @@ class FileSink:
         configure(self._video.codec_context, self._format)
         if self._format.display_matrix is not None:
             self._video.set_display_matrix(self._format.display_matrix)
-        self._audio_out: av.AudioStream | None = None
-        self._next_audio: Callable[[], av.Packet[av.AudioStream] | None] = lambda: None
+        if not encoder_of(encoding.codec).intra_only:
+            self._video.codec_context.gop_size = max(1, min(round(_KEYFRAMES * frame_rate), _LONGEST_GROUP))
+        self._next_packet: Callable[[], av.Packet[Any] | None] = lambda: None
+        beside = ""
         if self._companion is not None:
-            self._open_companion(self._companion)
+            self._companion.add_to(self._container, self._video)
+            self._next_packet = _next_of(self._companion.packets())
+            beside = " with " + ", ".join(
+                fate.codec for fate in self.streams if fate.fate in ("kept", "converted") and fate.codec
+            )
         if sound is not None:
-            self._audio_out, self._next_audio = sound.add_to(self._container), sound.next_packet
-        self._pending = self._next_audio()
-        if crash_safe:
-            self._make_crash_safe(frame_rate)
+            beside = f" with {sound.add_to(self._container).codec_context.name} sound"
+            self._next_packet = sound.next_packet
+        if job is not None:
+            self._video.metadata["handler_name"] = job.tag
+        name = self._container.format.name
+        if (name not in _AT_ONCE and live) or (name not in _GROWING and job is not None and self._earlier is not None):
+            what = "survives a crash; record to" if live else "can be gone on with; write"
+            raise OutputError(f"{path}: only a .mp4, .mov or .mkv file {what} one of these")
+        self._container.container_options.update(_GROWING.get(name, {}))
+        if live:
+            # FFmpeg would keep the last quarter of a megabyte, and wait ten seconds for sound that does not come.
+            self._container.container_options.update({"flush_packets": "1", "max_interleave_delta": "1000000"})
+            self._container.container_options.update(_AT_ONCE[name])
         self._container.container_options["movie_timescale"] = str(self._movie_clock())
         try:
             # Explicitly: if writing the header failed inside mux(), the next mux() would crash the process.
@@ -136,22 +211,19 @@ class FileSink:
         except (av.FFmpegError, OSError, ValueError) as error:
             if getattr(error, "errno", None) in _OF_THE_DISK:
                 raise OutputError(f"{path}: {_reason(error)}") from error
-            with_sound = "" if self._audio_out is None else f" with {self._audio_out.codec_context.name} sound"
-            tuned = encoding.crf is not None or encoding.preset is not None
+            tuned = encoding.crf is not None or encoding.preset is not None or encoding.options
             raise OutputError(
-                f"{path}: a {path.suffix} file of {encoding.codec}{with_sound} at {self._format.width}x"
+                f"{path}: a {path.suffix} file of {encoding.codec}{beside} at {self._format.width}x"
                 f"{self._format.height} cannot be made ({_reason(error)}); "
-                f"{'check --crf and --preset' if tuned else 'try a .mkv, or another --codec'}"
+                f"{'check --crf, --preset and -e' if tuned else 'try a .mkv, or another --codec'}"
             ) from error
-
-    def _make_crash_safe(self, frame_rate: Fraction) -> None:
-        options = _CRASH_SAFE.get(self._container.format.name)
-        if options is None:
-            raise OutputError(f"{self._path}: only a .mp4, .mov or .mkv file survives a crash; record to one of these")
-        self._container.container_options.update(options)
-        # FFmpeg would keep the last quarter of a megabyte, and wait ten seconds for sound that does not come.
-        self._container.container_options.update({"flush_packets": "1", "max_interleave_delta": "1000000"})
-        self._video.codec_context.gop_size = round(2 * frame_rate)
+        check_used(codec.name, encoding, self._video.codec_context.options)
+        self._tallies = {
+            stream.index: Tally(stream.type)
+            for stream in self._container.streams
+            if stream.type != "attachment" and not stream.disposition & av.stream.Disposition.attached_pic
+        }
+        self._pending = self._next_packet()
 
     def _movie_clock(self) -> int:
         """Ticks a second in which an MP4 or MOV says where a stream begins (by default only 1000; rounded down).
@@ -159,49 +231,44 @@ class FileSink:
         A multiple of the video's clock, and fine enough to hit the right tick of the sound's.
         """
         video = self._format.time_base.denominator
-        audio = 1 if self._audio_out is None else self._audio_out.codec_context.sample_rate
-        return video * -(-max(2 * audio, 1000) // video)
+        rates = [stream.codec_context.sample_rate for stream in self._container.streams.audio]
+        return video * -(-max(2 * max(rates, default=0), 1000) // video)
 
-    def _open_companion(self, companion: Companion) -> None:
-        try:
-            self._input = av.open(f"file:{companion.path}", metadata_errors="surrogateescape")
-        except (av.FFmpegError, OSError) as error:
-            raise InputError(f"{companion.path}: {_reason(error)}") from error
-        self._container.metadata.update(_carried(self._input.metadata))
-        if not companion.audio or not self._input.streams.audio:
-            return
-        source = self._input.streams.audio[0]
-        # Of a stream that FFmpeg cannot make out there is no codec, or one without a sample rate.
-        known = source.codec_context is not None and source.codec_context.sample_rate
-        try:
-            if not known:
-                raise ValueError("unknown codec")
-            self._audio_out = self._container.add_stream_from_template(source)
-        except ValueError:
-            name = source.codec_context.name if known else "of an unknown codec"
-            self.notes.append(f"the sound ({name}) cannot go into a {self._path.suffix} file and is left out")
-            return
-        self._audio_out.metadata.update(_carried(source.metadata))
-        self._next_audio = partial(next, self._copied(self._input, source, self._audio_out), None)
+    def _go_on(self, earlier: FinishedPart) -> None:
+        """Begin with the pictures that an earlier run has finished."""
+        if earlier.extradata and (own := self._extradata()) and own != earlier.extradata:
+            raise OutputError(
+                f"{earlier.path}: its pictures were encoded in another way than here (another machine, or another "
+                f"version of the encoder); add -y to begin anew"
+            )
+        for packet in earlier.packets():
+            packet.stream = self._video
+            self._mux(packet)
+        self.done = self._written = self._encoded = earlier.frames
+        self._end = earlier.times[-1]
+        self._last_tick = round(self._end / self._format.time_base)
+        # An encoder decodes B-frames ahead of their time: what of the last times is left is for the next packets.
+        last = self._last_dts[self._video.index]
+        self._reordered.extend(time for time in earlier.times if time > last)
 
-    def _copied(
-        self, container: av.container.InputContainer, source: av.AudioStream, target: av.AudioStream
-    ) -> Iterator[av.Packet[av.AudioStream]]:
-        assert self._companion is not None
-        # Exact where the file has one clock, as all that need a shift do.
-        shift = round(self._companion.start / (source.time_base or 1))
-        for packet in container.demux(source):
-            # The last one is empty. What an edit list cuts off goes, but for what the decoder needs to start up.
-            if packet.dts is None or (packet.is_discard and _time(packet) < -_PRIMING):
-                continue
-            packet.stream = target
-            packet.dts -= shift
-            packet.pts = None if packet.pts is None else packet.pts - shift
-            yield packet
+    def _extradata(self) -> bytes:
+        """The encoder's parameters as a container has them."""
+        memory = io.BytesIO()
+        try:
+            with av.open(memory, "w", format=self._container.format.name) as container:
+                container.add_stream_from_template(self._video, opaque=True)
+                container.container_options["movflags"] = "empty_moov"
+                container.start_encoding()
+            with av.open(memory) as container:
+                return container.streams.video[0].codec_context.extradata or b""
+        except (av.FFmpegError, ValueError, IndexError):
+            return b""
 
     def write(self, frame: Frame) -> None:
         """Encode a frame of the sink's format. Reads the planes before it returns."""
         tick = round(frame.pts / self._format.time_base)
+        if self._earlier is not None and self._written == self.done:
+            self._check_join(frame)
         if self._last_tick is not None and tick <= self._last_tick:
             tick = self._last_tick + 1
             self._moved += 1
@@ -210,64 +277,124 @@ class FileSink:
         self._written += 1
         self._encode(to_picture(frame, self._format, tick))
 
+    def _check_join(self, frame: Frame) -> None:
+        assert self._earlier is not None
+        assert self._earlier.after is not None
+        if abs(frame.pts - self._earlier.after) > max(self._format.time_base, Fraction(1, 500)):
+            raise OutputError(
+                f"{self._earlier.path}: goes on at {float(self._earlier.after):.3f} s, and the next picture is at "
+                f"{float(frame.pts):.3f} s; add -y to begin anew"
+            )
+
     def close(self, complete: bool) -> None:
         """Finish the file; under its final name if complete, else what there is stays under the temporary one.
 
-        Raises OutputError if the file cannot be finished, or holds another number of pictures than were written.
+        Raises OutputError if the file cannot be finished, or does not hold what was written; it stays under its
+        temporary name then.
         """
         finished = False
         try:
-            if self._written:
+            if self._written > self.done:
                 self._encode(None)
-                self._copy_audio(until=None if complete else self._end)
+            if self._written:
+                self._mux_beside(until=None if complete else self._end)
             self._container.close()
-            if self._packets != self._written:
+            if self._encoded != self._written:
                 raise OutputError(
-                    f"{self._path}: {self._written} pictures were written and {self._packets} came out of the encoder"
+                    f"{self._path}: {self._written} pictures were written and {self._encoded} came out of the encoder"
                 )
+            if complete:
+                try:
+                    self.report = verify(self._partial.path, list(self._tallies.values()))
+                except OutputError as error:
+                    raise OutputError(f"{self._path}: {error}") from error
             finished = True
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{self._path}: {_reason(error)}") from error
         finally:
             self._release()
             if not (complete and finished):
-                if self._written and _is_playable(self._partial.path):
-                    self.kept = self._partial.path
-                else:
-                    self._partial.discard()
+                self._keep()
         if complete:
             self._partial.publish()
+            self._discard_earlier()
+        if self._companion is not None:
+            self.notes += self._companion.notes
         if self._moved:
             self.notes.append(f"{self._moved} pictures had a time not after the one before; moved on by a tick")
+
+    def _keep(self) -> None:
+        """Of what there is under temporary names, keep the one with most pictures."""
+        if self._written > self.done and _is_playable(self._partial.path):
+            self.kept = self._partial.path
+            self._discard_earlier()
+            return
+        self._partial.discard()
+        if self._earlier is not None:
+            self._earlier.path.replace(self._partial.path)
+            self.kept = self._partial.path
+
+    def _discard_earlier(self) -> None:
+        if self._earlier is not None:
+            self._earlier.path.unlink(missing_ok=True)
 
     def _encode(self, picture: av.VideoFrame | None) -> None:
         try:
             for packet in self._video.encode(picture):
-                self._packets += 1
-                self._copy_audio(until=_time(packet))
-                self._container.mux(packet)
+                self._encoded += 1
+                if self._reordered:
+                    time = self._reordered.popleft()
+                    if packet.dts is not None and packet.dts * packet.time_base < self._first_after_join():
+                        packet.dts = round(time / packet.time_base)
+                self._mux_beside(until=_time(packet))
+                self._mux(packet)
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{self._path}: {_reason(error)}") from error
 
-    def _copy_audio(self, until: Fraction | None) -> None:
-        """Sound up to a time in seconds; to the end if None. Keeps the streams interleaved in the file."""
+    def _first_after_join(self) -> Fraction:
+        assert self._earlier is not None
+        assert self._earlier.after is not None
+        return self._earlier.after
+
+    def _mux_beside(self, until: Fraction | None) -> None:
+        """Packets of the other streams up to a time in seconds; all if None. Keeps the file interleaved."""
         if self._pending is None:
-            self._pending = self._next_audio()
+            self._pending = self._next_packet()
         while self._pending is not None:
             packet = self._pending
             if until is not None and _time(packet) > until:
                 return
-            self._container.mux(packet)
-            self._pending = self._next_audio()
+            self._mux(packet)
+            self._pending = self._next_packet()
+
+    def _mux(self, packet: av.Packet[Any]) -> None:
+        """Write a packet, its time of decoding after the last one's of its stream."""
+        index = packet.stream.index
+        tick = packet.time_base
+        last = self._last_dts.get(index)
+        if packet.dts is None:
+            packet.dts = packet.pts
+        if last is not None and _time(packet) <= last:
+            packet.dts = last // tick + 1
+        assert packet.dts is not None
+        if packet.pts is None or packet.pts < packet.dts:
+            packet.pts = packet.dts
+        self._last_dts[index] = _time(packet)
+        if index in self._tallies:
+            self._tallies[index].count(packet)
+        self._container.mux(packet)
 
     def _release(self) -> None:
-        if self._input is not None:
-            self._input.close()
-            self._input = None
+        if self._companion is not None:
+            self._companion.close()
         if hasattr(self, "_container"):
             # What cannot be written now could not be before, which was raised then.
             with contextlib.suppress(av.FFmpegError, OSError):
                 self._container.close()
+
+
+def _next_of(packets: Iterator[av.Packet[Any]]) -> Callable[[], av.Packet[Any] | None]:
+    return lambda: next(packets, None)
 
 
 def _time(packet: av.Packet[Any]) -> Fraction:
@@ -278,18 +405,12 @@ def _time(packet: av.Packet[Any]) -> Fraction:
 
 
 def _is_playable(path: Path) -> bool:
-    """An MP4 that was not finished is not: where its pictures lie is written last."""
+    """A file that is not finished may not be: where the pictures lie may be written last."""
     try:
         with av.open(f"file:{path}") as container:
             return next(container.decode(video=0), None) is not None
     except (av.FFmpegError, OSError, IndexError):
         return False
-
-
-def _carried(metadata: dict[str, str]) -> dict[str, str]:
-    """Without what describes the old file rather than its content; muxers write their own."""
-    old = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "handler_name", "vendor_id")
-    return {key: value for key, value in metadata.items() if key.lower() not in old and not key.startswith("_")}
 
 
 def _reason(error: Exception) -> str:

@@ -85,7 +85,7 @@ class RecordingSink:
             self._converter = Converter(self._format)
             self._duration = 1 / frame_rate
             self._file = FileSink(
-                path, self._format, frame_rate, encoding, overwrite=overwrite, sound=self._sound, crash_safe=True
+                path, self._format, frame_rate, encoding, overwrite=overwrite, sound=self._sound, live=True
             )
         except BaseException:
             self._release()

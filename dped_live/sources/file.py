@@ -80,6 +80,11 @@ class FileSource:
             self._first = self._first_picture()
             if self._first is None:
                 raise InputError(f"{path}: {self._why_nothing()}; nothing written")
+            if begin is None:
+                # What is before time 0 would not be shown.
+                stamp = self._first.pts
+                first = self._unstamped_begin() if stamp is None else stamp * self._tick
+                self.start = min(self.start, round(first / self._tick) * self._tick)
             self._reader = PictureReader(path, self._stream, self._first)
             self.format = self._reader.format
             self.frame_rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
@@ -90,6 +95,11 @@ class FileSource:
             self.close()
             raise
         self.frame_count = self._estimate()
+
+    @property
+    def video_index(self) -> int:
+        """Which stream of the file the pictures are from."""
+        return self._stream.index
 
     @property
     def notes(self) -> list[str]:
@@ -149,8 +159,9 @@ class FileSource:
             first = next(self._decoded, None)
             # Seeking goes by times of decoding, and what is shown before a keyframe needs what comes before it. Some
             # keyframes need several pictures to become whole, and are not shown.
-            stamps = [None if item is None else item.pts for item in (first, keyframe)]
-            if None not in stamps and stamps[0] <= stamps[1] <= self._begin / self._tick:
+            whole = None if keyframe is None else keyframe.pts
+            shown = None if first is None else first.pts
+            if whole is not None and shown is not None and shown <= whole <= self._begin / self._tick:
                 return first
             back = 2 * back + 1
             self.close()
@@ -201,17 +212,10 @@ class FileSource:
         self._check_that_it_can_be_read()
 
     def _put_on_clock(self, packet: av.Packet[Any]) -> None:
-        tick = packet.time_base
-        offset = self._clock.offset(
-            packet.stream_index, packet.stream.type, tick, packet.dts, packet.pts, packet.duration
-        )
-        if offset:
-            ticks = round(offset / tick)
-            packet.dts = None if packet.dts is None else packet.dts + ticks
-            packet.pts = None if packet.pts is None else packet.pts + ticks
+        self._clock.correct(packet)
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is not None:
-            self._last_end = max(self._last_end, float((stamp + (packet.duration or 0)) * tick))
+            self._last_end = max(self._last_end, float((stamp + (packet.duration or 0)) * packet.time_base))
 
     def _check_that_it_can_be_read(self) -> None:
         """Raise InputError if it cannot, where reading came to its end.
@@ -273,10 +277,7 @@ class FileSource:
     def _timed(self) -> Iterator[_Timed]:
         """All pictures with their times, as the file counts them."""
         tick, usual = self._tick, 1 / self.frame_rate
-        # Where pictures without a timestamp begin: usually the file has none at all.
-        exact = Fraction(self._container.start_time or 0, av.time_base)
-        if self._before_stamps is not None:
-            exact = self._before_stamps
+        exact = self._unstamped_begin()
         before: Fraction | None = None
         longest = Fraction(0)
         invented = corrupt = 0
@@ -308,6 +309,12 @@ class FileSource:
         if corrupt:
             self._note(f"{_pictures(corrupt, 'is', 'are')} damaged")
         self.shortfall = self._what_is_missing(time, max(longest, _FEW * usual))
+
+    def _unstamped_begin(self) -> Fraction:
+        """When pictures without a timestamp begin; usually a file has none at all."""
+        if self._before_stamps is not None:
+            return self._before_stamps
+        return Fraction(self._container.start_time or 0, av.time_base)
 
     def _shown(self) -> Iterator[_Timed]:
         """The same, each up to the next one: what files call a duration is often the distance of decoding times."""
