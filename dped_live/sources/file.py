@@ -52,6 +52,7 @@ class FileSource:
     skip: so many of them are decoded and not given.
 
     format: see VideoFormat; pictures that change size or format in mid-stream are converted to the first one's.
+    video_index: which stream of the file the pictures are from.
     start: seconds that were taken off every timestamp, after the file's Clock has corrected it; who copies other
     streams of the file does the same.
     frame_rate: average, a hint for encoders. frame_count: an estimate, None if nothing is known.
@@ -97,11 +98,6 @@ class FileSource:
         self.frame_count = self._estimate()
 
     @property
-    def video_index(self) -> int:
-        """Which stream of the file the pictures are from."""
-        return self._stream.index
-
-    @property
     def notes(self) -> list[str]:
         return [*self._reader.notes, *self._own_notes]
 
@@ -135,6 +131,7 @@ class FileSource:
             self._container.close()
             raise
         self._stream.thread_type = "AUTO"
+        self.video_index = self._stream.index
         self._clock = Clock(self._container.format.name)
         self._packets = self._damaged = self._encrypted = 0
         self._position = 0
