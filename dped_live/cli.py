@@ -7,16 +7,18 @@ import io
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import sys
 import textwrap
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,16 +26,16 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from dped_live.errors import DpedError, InputError
-from dped_live.terminal import LINE_EVERY, clock, fetch_progress, ignore, interruptible, say
+from dped_live.report import JsonReport, Report
+from dped_live.terminal import LINE_EVERY, Interrupt, fetch_progress, ignore, interruptible, say
 
 if TYPE_CHECKING:
     from dped_live.backends import Backend
-    from dped_live.batch import Job, Outcome
+    from dped_live.batch import Job, Settings
     from dped_live.doctor import Check
     from dped_live.live import LiveSource
     from dped_live.live_state import Controls, LiveSink, LiveStats
     from dped_live.network import Network
-    from dped_live.pipeline import Stats
     from dped_live.table_filter import Filter
 
 _LEAST_TILE = 64
@@ -41,8 +43,18 @@ _LEAST_TILE = 64
 
 _PREVIEW_PORT = 8080
 
-_FROM_ENVIRONMENT = ("model", "strength", "statistics", "device", "precision", "tile", "codec", "crf", "preset")
+_FROM_ENVIRONMENT = (
+    *("model", "strength", "statistics", "device", "precision", "tile"),
+    *("codec", "crf", "preset", "pix-fmt", "deinterlace", "hdr"),
+)
 """Options whose default may be set by DPED_LIVE_NAME."""
+
+_OF_FILES = (
+    *("before_after", "recursive", "start", "end", "resume", "strict"),
+    *("deinterlace", "hdr", "pix_fmt", "encoder_options"),
+)
+_OF_LIVE = ("size", "fps", "preview", "serve", "virtual_cam", "record", "audio_input", "mirror")
+"""Options that say nothing of the other."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,6 +157,11 @@ def _enhance_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("-r", "--recursive", action="store_true", help="also the folders in a folder")
     group.add_argument("-y", "--overwrite", action="store_true", help="replace files that exist")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what a run that was killed or interrupted has left, and skip what it had finished",
+    )
 
     group = parser.add_argument_group("picture")
     group.add_argument(
@@ -197,6 +214,27 @@ def _enhance_parser() -> argparse.ArgumentParser:
         "time (default: %(default)s: only pictures that do not fit into memory)",
     )
 
+    group = parser.add_argument_group("video input")
+    group.add_argument(
+        "--start",
+        metavar="TIME",
+        type=_moment,
+        help="begin there: seconds, MM:SS or HH:MM:SS.mmm as a player shows them (default: at the beginning)",
+    )
+    group.add_argument("--end", metavar="TIME", type=_moment, help="stop there (default: at the end)")
+    group.add_argument(
+        "--deinterlace",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto: where the file is interlaced (default: %(default)s)",
+    )
+    group.add_argument(
+        "--hdr",
+        choices=["sdr", "keep"],
+        default="sdr",
+        help="what becomes of HDR: sdr, which the networks were made for, or kept as it is (default: %(default)s)",
+    )
+
     group = parser.add_argument_group("video encoding")
     group.add_argument(
         "--codec",
@@ -205,11 +243,39 @@ def _enhance_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--crf", type=int, help="quality, lower is better (default: 17 for libx264)")
     group.add_argument("--preset", help="speed of the encoder (default: veryfast for libx264)")
+    group.add_argument(
+        "--pix-fmt",
+        metavar="NAME",
+        help="FFmpeg's name of the pixel format: yuv420p, yuv420p10le, ... (default: as near to the source's as the "
+        "encoder takes)",
+    )
+    group.add_argument(
+        "-e",
+        dest="encoder_options",
+        metavar="KEY=VALUE",
+        action="append",
+        type=_encoder_option,
+        default=[],
+        help="an option of the encoder, as FFmpeg names it: -e tune=film; may be repeated",
+    )
     group.add_argument("--no-audio", action="store_true", help="leave the sound out")
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail before the first frame if the output cannot hold all streams and colours of the source",
+    )
 
     group = parser.add_argument_group("telling")
-    group.add_argument("--json", action="store_true", help="live: the figures each second, as a line of JSON")
-    group.add_argument("-q", "--quiet", action="store_true", help="only errors")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="on standard output a line of JSON for each thing that happens; live: the figures each second",
+    )
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="only errors")
+    loudness.add_argument(
+        "-v", "--verbose", action="store_true", help="also the streams that are kept, all that is passed over, versions"
+    )
     return parser
 
 
@@ -237,6 +303,21 @@ def _address(text: str) -> tuple[str | None, int]:
     return host.strip("[]") or None, int(port)
 
 
+def _moment(text: str) -> Fraction:
+    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)", text, re.ASCII)
+    hours, minutes, seconds = (Fraction(part or 0) for part in match.groups()) if match else (Fraction(-1),) * 3
+    if not match or (match[1] and minutes >= 60) or (match[2] and seconds >= 60):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90, 1:30 or 0:01:30.5")
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _encoder_option(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
 def _strength(text: str) -> float:
     try:
         value = float(text)
@@ -257,7 +338,7 @@ def _tile(text: str) -> int | str:
 
 def _with_environment(arguments: list[str]) -> list[str]:
     """Arguments, after those that the environment gives: what comes later wins."""
-    values = {name: os.environ.get(f"DPED_LIVE_{name.upper()}") for name in _FROM_ENVIRONMENT}
+    values = {name: os.environ.get(f"DPED_LIVE_{name.upper().replace('-', '_')}") for name in _FROM_ENVIRONMENT}
     return [f"--{name}={value}" for name, value in values.items() if value] + arguments
 
 
@@ -266,21 +347,29 @@ def _enhance(arguments: list[str]) -> int:
     # Options may stand between inputs; what follows a "--" is none (argparse cannot do both before Python 3.13).
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_intermixed_args(_with_environment(arguments[:end]))
+    typed = parser.parse_intermixed_args(arguments[:end])
     inputs = [*options.inputs, *options.more_inputs, *map(Path, arguments[end + 1 :])]
+
+    def refuse(names: Sequence[str], advice: str) -> None:
+        for name in names:
+            if getattr(typed, name) != parser.get_default(name):
+                option = {"encoder_options": "-e"}.get(name, f"--{name.replace('_', '-')}")
+                parser.error(f"{option} {advice}")
+
     if options.webcam is not None:
         if inputs:
             parser.error(f"--webcam and {inputs[0]}: one of them")
-        for option, value in (("--before-after", options.before_after), ("--recursive", options.recursive)):
-            if value:
-                parser.error(f"{option} is for files, not for --webcam")
-        if options.statistics == "exact":
+        refuse(_OF_FILES, "is for files, not for --webcam")
+        if typed.statistics == "exact":
             parser.error("--statistics exact is for files, not for --webcam, whose pictures would flicker")
         return _live(options)
     if options.follow == "on" and options.statistics == "exact":
         parser.error("--follow on and --statistics exact: one of them; what follows a model is not exact")
-    for option in ("size", "fps", "preview", "serve", "virtual_cam", "record", "audio_input", "mirror", "json"):
-        if getattr(options, option) not in (None, False):
-            parser.error(f"--{option.replace('_', '-')} is for live pictures: name a --webcam")
+    refuse(_OF_LIVE, "is for live pictures: name a --webcam")
+    if options.output == "":
+        parser.error("--output: an empty name")
+    if options.end is not None and options.end <= (options.start or 0):
+        parser.error(f"--end must be after {'--start' if options.start else 'the beginning'}")
     if not inputs:
         parser.error("no INPUT: name a photo, a video or a folder, or a --webcam")
 
@@ -289,103 +378,81 @@ def _enhance(arguments: list[str]) -> int:
     from dped_live.backends import open_backend
     from dped_live.sinks.encoding import Encoding
 
-    output = None if options.output is None else Path(options.output)
-    jobs, errors = batch.plan(inputs, output, options.recursive, options.before_after)
-    for error in errors:
-        say(str(error))
-    failed = len(errors)
-    if not jobs:
+    plan = batch.plan(inputs, options.output, options.recursive, options.before_after)
+    if plan.jobs and all(job.is_photo for job in plan.jobs):
+        for option, value in (("--start", options.start), ("--end", options.end), ("-e", options.encoder_options)):
+            if value:
+                parser.error(f"{option} is for videos, and there are only photos")
+        if options.follow == "on":
+            raise InputError("--follow on is for videos; photos are enhanced exactly")
+    report = (JsonReport if options.json else Report)(options.model, options.quiet, options.verbose)
+    report.planned(plan)
+    if not plan.jobs:
+        report.end()
         return 1
-    tell = ignore if options.quiet else say
+    if options.verbose:
+        report.tell(_versions())
     with fetch_progress(options.quiet) as fetched:
-        generator = weights.load(options.model, progress=fetched, notify=tell)
-    backend = open_backend(generator, options.device, options.precision, options.tile, tell)
-    tell(f"{options.model} on {backend.description}")
-    if options.follow == "on" and all(job.is_photo for job in jobs):
-        raise InputError("--follow on is for videos; photos are enhanced exactly")
+        network = weights.load(options.model, progress=fetched, notify=report.tell)
+    digest = weights.digest(network)  # now: the backend may change what it is given
+    backend = open_backend(network, options.device, options.precision, options.tile, report.tell)
+    report.ready(backend.description)
     settings = batch.Settings(
         follow=_filter_of(options.model) if options.follow == "on" else None,
         strength=options.strength,
         before_after=options.before_after,
         exact=options.statistics == "exact",
-        encoding=Encoding(options.codec, options.crf, options.preset),
+        encoding=Encoding(options.codec, options.crf, options.preset, options=tuple(options.encoder_options)),
         audio=not options.no_audio,
         overwrite=options.overwrite,
+        strict=options.strict,
+        resume=options.resume,
+        begin=options.start,
+        end=options.end,
+        deinterlace=options.deinterlace == "auto",
+        hdr=options.hdr,
     )
 
-    done = 0
-    total = len(jobs) + len(errors)
     with interruptible() as interrupt:
-        for job in jobs:
-            try:
-                if job.is_photo:
-                    outcome = batch.enhance_photo(job, backend, settings, tell)
-                else:
-                    with _video_progress(job, options.quiet) as progress:
-                        outcome = batch.enhance_video(job, backend, settings, tell, interrupt.asked, progress)
-            except DpedError as error:
-                say(_with_name(str(error), job.source))
-                failed += 1
-            except Exception:  # noqa: BLE001 - a bug; the user's other files are worth more than a tidy end
-                say(f"{job.source}: this is a bug in dped-live, please report it:")
-                tqdm.write(traceback.format_exc(), file=sys.stderr)
-                failed += 1
-            else:
-                if not options.quiet:
-                    _print_outcome(job, outcome)
-                done += not outcome.interrupted
+        for job in plan.jobs:
             if interrupt.asked():
-                if total > 1:
-                    say(f"interrupted: {done} of {total} files done, {failed} failed, {total - done - failed} not")
-                return 130
-    if failed and total > 1:
-        say(f"{done} files done, {failed} failed")
-    return 1 if failed else 0
+                break
+            try:
+                _make(job, digest, backend, settings, report, interrupt)
+            except DpedError as error:
+                report.failed(job.source, str(error))
+            except Exception:  # noqa: BLE001 - a bug; the user's other files are worth more than a tidy end
+                report.crashed(job.source)
+        report.end(interrupt.asked())
+        if interrupt.asked():
+            return 130
+    return 1 if report.has_failures else 0
 
 
-def _with_name(message: str, source: Path) -> str:
-    return message if str(source) in message else f"{source}: {message}"
+def _make(job: Job, digest: str, backend: Backend, settings: Settings, report: Report, interrupt: Interrupt) -> None:
+    from dped_live import batch
 
+    def note(line: str) -> None:
+        report.tell(f"{job.source}: {line}")
 
-def _print_outcome(job: Job, outcome: Outcome) -> None:
-    if outcome.interrupted:
-        left = f"the first {outcome.frames} frames are in {outcome.kept}" if outcome.kept else "nothing written"
-        say(f"{job.source}: interrupted; {left}")
+    key = None if job.is_photo else batch.job_key(job.source, settings, digest, backend)
+    if settings.resume and batch.is_done(job, settings, key):
+        report.skipped(job, f"{job.target} is there already")
     elif job.is_photo:
-        print(f"{job.target} ({outcome.seconds:.1f} s)", flush=True)
+        report.begun(job, [], [])
+        report.done(job, batch.enhance_photo(job, backend, settings, note))
     else:
-        rate = outcome.frames / max(outcome.seconds, 1e-9)
-        print(f"{job.target} ({outcome.frames} frames in {outcome.seconds:.1f} s, {rate:.2f} fps)", flush=True)
+        with report.progress(job) as progress:
+            outcome = batch.enhance_video(
+                job, backend, settings, note, interrupt.asked, progress, partial(report.begun, job), key
+            )
+        report.done(job, outcome)
 
 
-@contextmanager
-def _video_progress(job: Job, quiet: bool) -> Iterator[Callable[[Stats, int | None], None] | None]:
-    """A bar with fps and time left on a terminal, a line now and then without one."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        with tqdm(desc=job.source.name, unit=" frames", dynamic_ncols=True, leave=False) as bar:
-
-            def update(stats: Stats, total: int | None) -> None:
-                bar.total = total if total is None else max(total, stats.written[0])
-                bar.update(stats.written[0] - bar.n)
-
-            yield update
-    else:
-        begin = last = time.monotonic()
-
-        def line(stats: Stats, total: int | None) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last < LINE_EVERY:
-                return
-            last = now
-            frames = stats.written[0]
-            rate = frames / (now - begin)
-            left = f", {clock((total - frames) / rate)} left" if total and rate and total >= frames else ""
-            say(f"{job.source}: {frames}{f'/{total}' if total else ''} frames, {rate:.2f} fps{left}")
-
-        yield line
+def _versions() -> str:
+    libraries = {"torch": "torch", "PyAV": "av", "Pillow": "pillow", "numba": "numba"}
+    used = ", ".join(f"{name} {version(package)}" for name, package in libraries.items())
+    return f"dped-live {version('dped-live')}, Python {platform.python_version()}, {used}"
 
 
 def _live(options: argparse.Namespace) -> int:
@@ -586,7 +653,7 @@ def _doctor(arguments: list[str]) -> int:
         prog="dped-live doctor",
         description="Try everything that dped-live uses on this machine, and tell what to do about what does not work.",
         epilog="The exit code is 0 if the main jobs can be done: enhancing a photo (a picture is computed, there is "
-        "memory, the current folder and the cache folder can be written), a video (H.264 is encoded and decoded) and "
+        "memory, the current folder can be written), a video (H.264 is encoded and decoded) and "
         "live pictures (which at least get to a browser). A camera, a display, a microphone and a GPU need not "
         "be there; but a GPU that torch would use must work.",
     )

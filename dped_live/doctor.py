@@ -87,7 +87,7 @@ def examine() -> Iterator[Check]:
     """Try everything, and tell each result as soon as it is known. Never raises, and never hangs.
 
     The main jobs can be done if all that is needed is ok: enhancing a photo (torch computes a picture, there is memory,
-    the current folder and the cache folder can be written), a video (H.264 is encoded and decoded) and live pictures
+    the current folder can be written), a video (H.264 is encoded and decoded) and live pictures
     (which at least get to a browser on this machine; there need be no camera and no display). A GPU need not be there,
     but the first that torch can use must work, for it would be used.
 
@@ -112,7 +112,7 @@ def examine() -> Iterator[Check]:
     yield from _watched("cameras", _cameras, fix="try --webcam test")
     yield from _watched("microphone", _microphone)
     yield from _watched("virtual camera", _virtual_camera, fix=_pip_install("pyvirtualcam"))
-    yield from _watched("weights", _weights, needed=True)
+    yield from _watched("weights", _weights)
 
 
 def answer(probe: str, *arguments: str) -> None:
@@ -193,11 +193,12 @@ def _system() -> Iterator[Check]:
     what = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     fix = None if enough == "ok" else f"close other programs: a 1080p video takes {_MEMORY / 1e9:.0f} GB"
     yield Check("memory", enough, what, fix, needed=True)
-    yield _written("current folder", Path(), "go (cd) to a folder that you can write to, or name one with -o")
+    advice = "go (cd) to a folder that you can write to, or name one with -o"
+    yield _written("current folder", Path(), advice, needed=True)
 
 
-def _written(name: str, folder: Path, fix: str) -> Check:
-    """Whether a folder can be written to; it is made if it does not exist."""
+def _written(name: str, folder: Path, fix: str, without: str = "", needed: bool = False) -> Check:
+    """Whether a folder can be written to; it is made if it does not exist. without: what that means, if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -206,10 +207,10 @@ def _written(name: str, folder: Path, fix: str) -> Check:
             os.fsync(file.fileno())
         path, free = folder.resolve(), shutil.disk_usage(folder).free
     except OSError as error:
-        return Check(name, "broken", f"it cannot be written: {error.strerror}", fix, needed=True)
+        return Check(name, "broken", f"it cannot be written: {error.strerror}{without}", fix, needed)
     if free < _ROOM:
-        return Check(name, "broken", f"{path}: only {free / 1e6:.0f} MB free", "delete what you can spare", needed=True)
-    return Check(name, "ok", f"{path}: can be written, {free / 1e9:.0f} GB free", needed=True)
+        return Check(name, "broken", f"{path}: only {free / 1e6:.0f} MB free", "delete what you can spare", needed)
+    return Check(name, "ok", f"{path}: can be written, {free / 1e9:.0f} GB free", needed=needed)
 
 
 def _network() -> Iterator[Check]:
@@ -540,7 +541,9 @@ def _weights() -> Iterator[Check]:
 
     folder = weights.cache_folder()
     elsewhere = "" if sys.platform in ("darwin", "win32") else ", or set XDG_CACHE_HOME to another"
-    yield _written("cache folder", folder, f"see to it that you can write to {folder}{elsewhere}")
+    # Without it lite does all the jobs: numba, which would keep what it compiles in a cache of its own, does without.
+    without = "; models cannot be fetched, and each start may take some seconds longer"
+    yield _written("cache folder", folder, f"see to it that you can write to {folder}{elsewhere}", without)
     for name in weights.PUBLISHED:
         where = weights.state(name)
         if where in ("cached", "in DPED_LIVE_WEIGHTS"):

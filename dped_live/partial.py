@@ -11,6 +11,18 @@ _NAME_BYTES = 255
 """The longest file name that common file systems take."""
 
 
+def shortened(stem: str, ending: str) -> str:
+    """A file name of both, for which the stem loses what a file system would have no room for."""
+    room = _NAME_BYTES - len(os.fsencode(ending))
+    encoded = os.fsencode(stem)
+    return stem + ending if len(encoded) <= room else encoded[:room].decode(errors="ignore") + ending
+
+
+def partial_path(final: Path) -> Path:
+    """The temporary name of a file: NAME.part.EXT beside NAME.EXT."""
+    return final.with_name(shortened(final.stem, f".part{final.suffix}"))
+
+
 class PartialFile:
     """The temporary name `NAME.part.EXT` beside `NAME.EXT`: a rename is atomic only within a file system.
 
@@ -20,10 +32,13 @@ class PartialFile:
 
     def __init__(self, final: Path, overwrite: bool, resume: bool = False) -> None:
         self._final = final
-        self.path = final.with_name(_shortened(final.stem, f".part{final.suffix}"))
+        self.path = partial_path(final)
         try:
             if final.is_dir():
                 raise OutputError(f"{final} is a folder; name a file in it")
+            for path in (final, self.path):
+                if path.exists() and not path.is_file():
+                    raise OutputError(f"{path} is no file that could be replaced; name another one")
             if not final.parent.is_dir():
                 raise OutputError(f"{final}: there is no folder {final.parent}; make it first")
             if not os.access(final.parent, os.W_OK):
@@ -34,7 +49,7 @@ class PartialFile:
                 if self.path.exists() and not resume:
                     raise OutputError(
                         f"{self.path} exists, from a run that did not finish; add --resume to go on with it, or -y to "
-                        f"replace it"
+                        f"begin anew"
                     )
         except OSError as error:
             raise OutputError(f"{final}: {error.strerror}; name another file") from error
@@ -51,9 +66,3 @@ class PartialFile:
     def discard(self) -> None:
         """Remove the temporary file, if it is there."""
         self.path.unlink(missing_ok=True)
-
-
-def _shortened(stem: str, ending: str) -> str:
-    room = _NAME_BYTES - len(os.fsencode(ending))
-    encoded = os.fsencode(stem)
-    return stem + ending if len(encoded) <= room else encoded[:room].decode(errors="ignore") + ending

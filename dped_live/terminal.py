@@ -16,11 +16,14 @@ LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
 
 
+def printable(text: str) -> str:
+    """One line, and without control of the terminal, whatever the names of files are."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def say(line: str) -> None:
     """Print a line, under the program's name."""
-    # One line, and without control of the terminal, whatever the names of files are.
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    tqdm.write(f"dped-live: {printable}", file=sys.stderr)
+    tqdm.write(f"dped-live: {printable(line)}", file=sys.stderr)
 
 
 def ignore(_line: str) -> None:
@@ -67,7 +70,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def fetch_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A callback for weights.load and the like that shows a bar for each file."""
+    """A callback for weights.load and the like that shows a bar for each file; a line where there is no terminal."""
     if quiet:
         yield None
         return
@@ -75,7 +78,12 @@ def fetch_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | No
 
     def update(name: str, done: int, total: int) -> None:
         if name not in bars:
-            bars[name] = tqdm(desc=f"fetching {name}", total=total, unit="B", unit_scale=True, leave=False)
+            if not sys.stderr.isatty():
+                say(f"fetching {name}, {total / 1e6:.1f} MB")
+            # disable=None: it is drawn on a terminal only.
+            bars[name] = tqdm(
+                desc=f"fetching {name}", total=total, unit="B", unit_scale=True, leave=False, disable=None
+            )
         bars[name].update(done - bars[name].n)
 
     try:

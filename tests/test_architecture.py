@@ -39,6 +39,7 @@ LAYERS = [
     {"live"},
     {"batch", "doctor"},
     {"terminal"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]

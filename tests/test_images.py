@@ -478,7 +478,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "noise.jpg").write_bytes(RANDOM.bytes(5000))
     for name in ("a.jpg", "empty.png", "noise.jpg"):
         assert not is_photo(tmp_path / name)
-        with pytest.raises(InputError, match="no JPEG, PNG, WebP, TIFF or BMP picture"):
+        with pytest.raises(InputError, match="no JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF"):
             read_photo(tmp_path / name)
     for function in (is_photo, read_photo):
         with pytest.raises(InputError, match=r"missing\.jpg: No such file"):
@@ -488,7 +488,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
 
 
 def test_content_decides_and_not_the_name(tmp_path: Path) -> None:
-    for extension in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
+    for extension in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM"):
         with (tmp_path / "x.mp4").open("wb") as file:
             Image.fromarray(RGB).save(file, extension)
         assert is_photo(tmp_path / "x.mp4")
@@ -497,13 +497,31 @@ def test_content_decides_and_not_the_name(tmp_path: Path) -> None:
 
 def test_animations_are_no_photos(tmp_path: Path) -> None:
     pictures = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
-    for name in ("a.gif", "a.webp", "a.png"):
+    for name in ("a.gif", "a.webp", "a.png", "a.avif"):
         pictures[0].save(tmp_path / name, save_all=True, append_images=pictures[1:])
         assert not is_photo(tmp_path / name), name
         with pytest.raises(InputError):
             read_photo(tmp_path / name)
     pictures[0].save(tmp_path / "still.gif")
-    assert not is_photo(tmp_path / "still.gif")
+    assert is_photo(tmp_path / "still.gif")
+
+
+def test_depth_of_what_pillow_reads_with_8_bits(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (40, 60, 3), dtype=np.uint16)
+    bgr = np.ascontiguousarray(deep[..., ::-1])
+    cv2.imwrite(str(tmp_path / "a.ppm"), bgr)
+    cv2.imwrite(str(tmp_path / "a.jp2"), bgr, [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000])
+    cv2.imwrite(str(tmp_path / "a.pgm"), deep[..., 0])
+    for name, expected in (("a.ppm", deep), ("a.jp2", deep), ("a.pgm", deep[..., :1])):
+        photo = read_photo(tmp_path / name)
+        assert photo.notes == ()
+        assert np.array_equal(photo.frame.planes[0], np.broadcast_to(expected, deep.shape)), name
+    (tmp_path / "ten.ppm").write_bytes(b"P6 60 40 1023\n" + (deep >> 6).astype(">u2").tobytes())
+    cv2.imwrite(str(tmp_path / "ten.avif"), bgr >> 6, [cv2.IMWRITE_AVIF_DEPTH, 10, cv2.IMWRITE_AVIF_QUALITY, 100])
+    for name in ("ten.ppm", "ten.avif"):
+        photo = read_photo(tmp_path / name)
+        assert photo.notes == ("of the 10 bits of its channels 8 are kept",)
+        assert photo.frame.format.pixel_format.name == "rgb24"
 
 
 # Writing

@@ -29,7 +29,7 @@ from dped_live import batch, weights
 from dped_live.backends import Backend, open_backend
 from dped_live.errors import DpedError, InputError, OutputError
 from dped_live.pipeline import Stats
-from dped_live.sinks.companion import Companion
+from dped_live.sinks.companion import Companion, StreamFate
 from dped_live.sinks.encoding import Encoding, encoded_format
 from dped_live.sinks.file import FileSink
 from dped_live.sources.file import FileSource
@@ -284,11 +284,16 @@ def convert(
     progress: Callable[[Stats, int | None], None] | None = None,
     **settings: Any,
 ) -> tuple[batch.Outcome, list[str]]:
-    """The way that the command line takes; returns what came of it, and the notes."""
+    """The way that the command line takes; returns what came of it, and all that it tells the user."""
     notes: list[str] = []
+
+    def begun(streams: Sequence[StreamFate], _notes: Sequence[str]) -> None:
+        notes.extend(str(stream) for stream in streams if stream.fate in ("converted", "dropped"))
+
     job = batch.Job(source, target, is_photo=False)
     chosen = batch.Settings(encoding=encoding, **settings)
-    return batch.enhance_video(job, backend or Identity(), chosen, notes.append, stop, progress), notes
+    outcome = batch.enhance_video(job, backend or Identity(), chosen, notes.append, stop, progress, begun)
+    return outcome, notes + ([outcome.shortfall] if outcome.shortfall else [])
 
 
 def left_over(folder: Path) -> list[str]:
@@ -813,9 +818,9 @@ def test_failure_keeps_the_file_that_was_to_be_replaced(clip: Path, tmp_path: Pa
 def test_input_is_never_its_own_output(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "link.mp4").symlink_to(clip)
     for output in (clip, tmp_path / "." / "clip.mp4", tmp_path / "link.mp4"):
-        jobs, errors = batch.plan([clip], output, recursive=False, before_after=False)
-        assert not jobs
-        assert "would be replaced by its own result" in str(errors[0])
+        plan = batch.plan([clip], str(output), recursive=False, before_after=False)
+        assert not plan.jobs
+        assert "would be replaced by its own result" in str(plan.failed[0][1])
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,29 @@ _PICTURES = {"dvbsub", "dvdsub", "pgssub", "xsub"}
 _SOUND = {"webm": "libopus"}
 """Container -> what sound is converted to; AAC where it is not named."""
 
+_IN_QUICKTIME = {
+    "bod": "tib",
+    "cym": "wel",
+    "cze": "ces",
+    "deu": "ger",
+    "ell": "gre",
+    "eus": "baq",
+    "fas": "per",
+    "fre": "fra",
+    "hye": "arm",
+    "isl": "ice",
+    "kat": "geo",
+    "mkd": "mac",
+    "msa": "may",
+    "mya": "bur",
+    "nld": "dut",
+    "rum": "ron",
+    "slo": "slk",
+    "sqi": "alb",
+    "zho": "chi",
+}
+"""ISO 639-2 has two codes for these languages; FFmpeg's MOV muxer knows the one on the right."""
+
 _ENOUGH_ERRORS = 100
 """So many errors of reading in a row are the end of the file."""
 
@@ -200,7 +223,16 @@ class Companion:
             return False
         if self._length is not None and time >= self._length:
             return False
-        return not (self._cut_begin and time < 0 and time + duration <= 0)
+        if self._cut_begin and time < 0:
+            if time + duration <= 0:
+                return False
+            if packet.stream.type == "subtitle":  # on screen already when the file begins
+                packet.pts = packet.dts = 0
+                time, duration = Fraction(0), time + duration
+        if packet.stream.type == "subtitle":
+            remains = duration if self._length is None else min(duration, self._length - time)
+            packet.duration = round(remains / tick)
+        return True
 
     def _add(self, container: Any, form: str, stream: Any, picture: av.VideoStream) -> StreamFate:
         if stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic:
@@ -214,6 +246,8 @@ class Companion:
         if stream.type == "data" and self._is_chapters(stream):
             return _fate(stream, "converted", "written anew from the chapters")
         refused = _refusal(stream, form)
+        if form == "mp4" and stream.type == "audio" and _codec(stream).startswith("pcm_"):
+            refused = "few players read it from a mp4 file; use .mov or .mkv to keep it"
         if refused is None and form in ("mp4", "mov") and _is_framed(stream):
             first = self._first_packet(stream.index)
             if first is not None and _parameters(stream, first) is not None:
@@ -238,7 +272,7 @@ class Companion:
             if stream.type == "audio" and _is_known(stream) and codec in container.supported_codecs:
                 self._tracks[stream.index] = sound = _ConvertedSound(container, stream, codec)
                 _describe(sound.target, stream)
-                return _fate(stream, "converted", f"to {codec}; a {form} file cannot hold {stream.codec_context.name}")
+                return _fate(stream, "converted", f"to {codec}; {refused}")
         return _fate(stream, "dropped", refused)
 
     def _add_cover(self, container: Any, form: str, stream: Any) -> StreamFate:
@@ -447,6 +481,9 @@ def _codec(stream: Any) -> str:
 
 def _describe(target: Any, source: Any) -> None:
     target.metadata.update(_carried(source.metadata))
+    if target.container.format.name == "mov":
+        language = target.metadata.get("language", "")
+        target.metadata["language"] = _IN_QUICKTIME.get(language, language)
     target.disposition = source.disposition
 
 

@@ -105,6 +105,7 @@ class FileSink:
         self._failure: OutputError | None = None
         self._earlier: FinishedPart | None = None
         self._reordered: deque[Fraction] = deque()
+        self._first_own = Fraction(0)
         try:
             self._partial = PartialFile(path, overwrite, resume)
             if resume:
@@ -117,7 +118,8 @@ class FileSink:
             if strict and (dropped := [str(fate) for fate in self.streams if fate.fate == "dropped"]):
                 raise OutputError(f"{path}: --strict, and {'; '.join(dropped)}")
             if self._earlier is not None:
-                self._go_on(self._earlier)
+                self._check_encoder(self._earlier)
+                self.done = self._written = self._encoded = self._earlier.frames
         except BaseException:
             self._release()
             self._partial.discard()
@@ -143,9 +145,7 @@ class FileSink:
         best = max(found, key=lambda part: part.frames)
         key = job_of(best.path)
         if key is None or job is None:
-            raise OutputError(
-                f"{best.path}: was not left by dped-live, or cannot be gone on with; add -y to begin anew"
-            )
+            raise OutputError(f"{best.path}: nothing in it says what it was made from; add -y to begin anew")
         if (difference := key.difference(job)) is not None:
             raise OutputError(f"{best.path}: was made from or with {difference}; add -y to begin anew")
         if not best.frames:
@@ -199,11 +199,11 @@ class FileSink:
         if (name not in _AT_ONCE and live) or (name not in _GROWING and job is not None and self._earlier is not None):
             what = "survives a crash; record to" if live else "can be gone on with; write"
             raise OutputError(f"{path}: only a .mp4, .mov or .mkv file {what} one of these")
-        self._container.container_options.update(_GROWING.get(name, {}))
+        # FFmpeg would keep the last quarter of a megabyte, which may be minutes.
+        self._container.container_options.update({"flush_packets": "1", **_GROWING.get(name, {})})
         if live:
-            # FFmpeg would keep the last quarter of a megabyte, and wait ten seconds for sound that does not come.
-            self._container.container_options.update({"flush_packets": "1", "max_interleave_delta": "1000000"})
-            self._container.container_options.update(_AT_ONCE[name])
+            # ... and wait ten seconds for sound that does not come.
+            self._container.container_options.update({"max_interleave_delta": "1000000", **_AT_ONCE[name]})
         self._container.container_options["movie_timescale"] = str(self._movie_clock())
         try:
             # Explicitly: if writing the header failed inside mux(), the next mux() would crash the process.
@@ -234,31 +234,49 @@ class FileSink:
         rates = [stream.codec_context.sample_rate for stream in self._container.streams.audio]
         return video * -(-max(2 * max(rates, default=0), 1000) // video)
 
-    def _go_on(self, earlier: FinishedPart) -> None:
-        """Begin with the pictures that an earlier run has finished."""
+    def _check_encoder(self, earlier: FinishedPart) -> None:
+        """Decoders get the parameters of an encoder once for all of a file."""
         if earlier.extradata and (own := self._extradata()) and own != earlier.extradata:
             raise OutputError(
-                f"{earlier.path}: its pictures were encoded in another way than here (another machine, or another "
-                f"version of the encoder); add -y to begin anew"
+                f"{earlier.path}: its pictures were encoded in another way than here (on another machine, or by "
+                f"another version of the encoder); add -y to begin anew"
             )
+
+    def _go_on(self, earlier: FinishedPart, frame: Frame) -> None:
+        """Begin with the pictures that an earlier run has finished. frame: the one that follows them."""
+        assert earlier.after is not None
+        # A container that begins at 0 moves all of its streams on by the little that sound is ahead.
+        tick = earlier.tick
+        ahead = round((earlier.after - frame.pts) / tick)
+        if not 0 <= ahead * tick < 1:
+            raise OutputError(
+                f"{earlier.path}: it ends at {float(earlier.after):.3f} s, where this video has no picture; "
+                f"add -y to begin anew"
+            )
+        times = [time - ahead * tick for time in earlier.times]
         for packet in earlier.packets():
+            assert packet.dts is not None
+            assert packet.pts is not None
+            packet.dts -= ahead
+            packet.pts -= ahead
             packet.stream = self._video
+            self._mux_beside(until=_time(packet))
             self._mux(packet)
-        self.done = self._written = self._encoded = earlier.frames
-        self._end = earlier.times[-1]
-        self._last_tick = round(self._end / self._format.time_base)
+        self._last_tick = round(times[-1] / self._format.time_base)
         # An encoder decodes B-frames ahead of their time: what of the last times is left is for the next packets.
         last = self._last_dts[self._video.index]
-        self._reordered.extend(time for time in earlier.times if time > last)
+        self._reordered.extend(time for time in times if time > last)
+        self._first_own = frame.pts
 
     def _extradata(self) -> bytes:
-        """The encoder's parameters as a container has them."""
+        """The encoder's parameters as containers have them; none where an MP4 does not hold what it makes."""
         memory = io.BytesIO()
         try:
-            with av.open(memory, "w", format=self._container.format.name) as container:
+            with av.open(memory, "w", format="mp4") as container:
                 container.add_stream_from_template(self._video, opaque=True)
                 container.container_options["movflags"] = "empty_moov"
                 container.start_encoding()
+            memory.seek(0)
             with av.open(memory) as container:
                 return container.streams.video[0].codec_context.extradata or b""
         except (av.FFmpegError, ValueError, IndexError):
@@ -268,7 +286,7 @@ class FileSink:
         """Encode a frame of the sink's format. Reads the planes before it returns."""
         tick = round(frame.pts / self._format.time_base)
         if self._earlier is not None and self._written == self.done:
-            self._check_join(frame)
+            self._go_on(self._earlier, frame)
         if self._last_tick is not None and tick <= self._last_tick:
             tick = self._last_tick + 1
             self._moved += 1
@@ -276,15 +294,6 @@ class FileSink:
         self._end = frame.pts + (frame.duration or 0)
         self._written += 1
         self._encode(to_picture(frame, self._format, tick))
-
-    def _check_join(self, frame: Frame) -> None:
-        assert self._earlier is not None
-        assert self._earlier.after is not None
-        if abs(frame.pts - self._earlier.after) > max(self._format.time_base, Fraction(1, 500)):
-            raise OutputError(
-                f"{self._earlier.path}: goes on at {float(self._earlier.after):.3f} s, and the next picture is at "
-                f"{float(frame.pts):.3f} s; add -y to begin anew"
-            )
 
     def close(self, complete: bool) -> None:
         """Finish the file; under its final name if complete, else what there is stays under the temporary one.
@@ -296,8 +305,9 @@ class FileSink:
         try:
             if self._written > self.done:
                 self._encode(None)
-            if self._written:
                 self._mux_beside(until=None if complete else self._end)
+            elif self.done and complete:
+                raise OutputError(f"{self._path}: this video has no picture after the {self.done} that were finished")
             self._container.close()
             if self._encoded != self._written:
                 raise OutputError(
@@ -342,19 +352,12 @@ class FileSink:
         try:
             for packet in self._video.encode(picture):
                 self._encoded += 1
-                if self._reordered:
-                    time = self._reordered.popleft()
-                    if packet.dts is not None and packet.dts * packet.time_base < self._first_after_join():
-                        packet.dts = round(time / packet.time_base)
+                if self._reordered and packet.dts is not None and _time(packet) < self._first_own:
+                    packet.dts = round(self._reordered.popleft() / packet.time_base)
                 self._mux_beside(until=_time(packet))
                 self._mux(packet)
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{self._path}: {_reason(error)}") from error
-
-    def _first_after_join(self) -> Fraction:
-        assert self._earlier is not None
-        assert self._earlier.after is not None
-        return self._earlier.after
 
     def _mux_beside(self, until: Fraction | None) -> None:
         """Packets of the other streams up to a time in seconds; all if None. Keeps the file interleaved."""

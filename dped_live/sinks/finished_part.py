@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.bitstream import BitStreamFilterContext
 
 _TAG = "dped-live"
+
+_AS_ENCODED = {
+    "h264": "h264_mp4toannexb,filter_units=remove_types=7-8",
+    "hevc": "hevc_mp4toannexb,filter_units=remove_types=32-34",
+}
+"""What makes of a container's packets those of the encoder: other marks between the units, and the parameters that the
+container has in its header are not repeated (ITU-T H.264, table 7-1; H.265, table 7-1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +65,14 @@ class FinishedPart:
     """The pictures of an unfinished file that are whole: all before its last keyframe, which begins a closed group.
 
     path: of the file. frames: how many. times: of those that are kept, in presentation order. after: of the keyframe,
-    which is not among them. extradata: of the encoder.
+    which is not among them. tick: of these times. All in seconds. extradata: the encoder's parameters.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.frames = 0
         self.after: Fraction | None = None
+        self.tick = Fraction(1)
         self.extradata = b""
         times: list[Fraction] = []
         latest = Fraction(-1 << 62)
@@ -74,12 +84,17 @@ class FinishedPart:
                 if not _is_whole(packet):
                     continue
                 assert packet.pts is not None
-                time = packet.pts * packet.time_base
+                self.tick = packet.time_base
+                time = packet.pts * self.tick
                 if packet.is_keyframe and time > latest:
                     self.frames, self.after = len(times), time
                 latest = max(latest, time)
                 times.append(time)
-        self.times = sorted(times[: self.frames])
+        del times[self.frames :]
+        self.times = sorted(times)
+        # So many packets come before others that are shown earlier.
+        rank = {time: number for number, time in enumerate(self.times)}
+        self._delay = max((number - rank[time] for number, time in enumerate(times)), default=0)
 
     def move_to(self, path: Path) -> None:
         """Rename the file."""
@@ -87,17 +102,27 @@ class FinishedPart:
         self.path = path
 
     def packets(self) -> Iterator[av.Packet[Any]]:
-        """The packets of the pictures, in the order of decoding."""
-        if not self.frames:
-            return
+        """The packets of the pictures, in the order of decoding, as the encoder gave them."""
         with av.open(f"file:{self.path}") as container:
-            left = self.frames
-            for packet in container.demux(container.streams.video[0]):
-                if _is_whole(packet):
+            stream = container.streams.video[0]
+            name = _AS_ENCODED.get(stream.codec_context.codec.canonical_name)
+            restored = None if name is None else BitStreamFilterContext(name, in_stream=stream)
+            whole = itertools.islice(filter(_is_whole, container.demux(stream)), self.frames)
+            for number, packet in enumerate(whole):
+                if packet.dts is None:
+                    packet.dts = self._decoded_at(number)
+                if restored is None:
                     yield packet
-                    left -= 1
-                    if not left:
-                        return
+                    continue
+                tick = packet.time_base
+                for own in restored.filter(packet):
+                    own.time_base = tick
+                    yield own
+
+    def _decoded_at(self, number: int) -> int:
+        """When a packet is decoded, in ticks; Matroska does not keep it."""
+        before = max(0, self._delay - number)
+        return round(self.times[max(0, number - self._delay)] / self.tick) - before
 
 
 def _is_whole(packet: av.Packet[Any]) -> bool:

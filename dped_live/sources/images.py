@@ -29,7 +29,7 @@ MAX_PIXELS = 2**30
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = 2**24  # 2**20 would make a PNG with a large ICC profile unreadable
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 
 # What Pillow raises for damaged files, found by damaging files at random.
 _DAMAGE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
@@ -38,7 +38,7 @@ _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))([1-8])')
 
 
 def is_photo(path: Path) -> bool:
-    """Whether a file holds a JPEG, PNG, WebP, TIFF or BMP picture that is no animation, whatever its name.
+    """Whether a file holds a picture of _FORMATS that is no animation, whatever its name.
 
     Decodes no pixels: read_photo may still find them damaged. Raises InputError if the file cannot be opened, or if it
     begins as a picture does but its header is damaged.
@@ -79,6 +79,8 @@ def read_photo(path: Path) -> Photo:
             notes.append(f"only the first of its {pictures} pictures is enhanced")
 
         is_16_bit = _is_16_bit(image)
+        if not is_16_bit and (bits := _bits(image)) > 8:
+            notes.append(f"of the {bits} bits of its channels 8 are kept")
         exif, orientation = _exif(image, notes)
         # Not before, for it closes a TIFF. For 16 bits as well: of a damaged file, OpenCV prints and tells no reason.
         image.load()
@@ -120,7 +122,9 @@ def _opened(path: Path) -> Iterator[ImageFile]:
         with quiet, path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             yield image
     except UnidentifiedImageError:
-        raise _UnknownFormatError(f"{path}: no JPEG, PNG, WebP, TIFF or BMP picture, or a damaged one") from None
+        raise _UnknownFormatError(
+            f"{path}: no JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM picture, or a damaged one"
+        ) from None
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"{path}: {error.strerror}") from error
@@ -129,7 +133,7 @@ def _opened(path: Path) -> Iterator[ImageFile]:
 
 def _is_animation(image: ImageFile) -> bool:
     """The further pictures of a TIFF are pages; those of an MPO are other views, depth or gain maps."""
-    return image.format in ("PNG", "WEBP") and bool(getattr(image, "is_animated", False))
+    return image.format in ("PNG", "WEBP", "GIF", "AVIF") and bool(getattr(image, "is_animated", False))
 
 
 def _check_tiff(path: Path, image: TiffImageFile) -> None:
@@ -143,11 +147,29 @@ def _check_tiff(path: Path, image: TiffImageFile) -> None:
 
 def _is_16_bit(image: ImageFile) -> bool:
     """Whether the channels have 16 bits, of which Pillow keeps 8 in all but grey pictures."""
+    if image.format in ("JPEG2000", "PPM"):
+        return _bits(image) == 16
     if image.mode not in ("I;16", "I;16B", "RGB", "RGBA"):
         return False
     if isinstance(image, TiffImageFile):
         return 16 in image.tag_v2.get(Base.BitsPerSample, ())
     return image.format == "PNG" and ";16" in str(image.tile[0].args)  # the name of the layout in the file
+
+
+def _bits(image: ImageFile) -> int:
+    """The bits of a channel in a file of the formats of which Pillow gives 8 without saying so; of others 8."""
+    if image.format == "PPM":
+        layout = image.tile[0].args  # "RGB", or "RGB" and the highest value, or for grey of this value "I;16B"
+        return 16 if layout == "I;16B" else (int(layout[1]).bit_length() if isinstance(layout, tuple) else 8)
+    if image.format not in ("JPEG2000", "AVIF") or image.fp is None:
+        return 8
+    image.fp.seek(0)
+    head = image.fp.read(1 << 16)
+    if image.format == "AVIF":
+        place = head.find(b"pixi")  # a box: version and flags, the number of channels, the bits of each
+        return 8 if place < 0 else head[place + 9]
+    place = head.find(b"\xff\x4f\xff\x51")  # where the code stream begins: ISO 15444-1, A.5.1
+    return 8 if place < 0 else (head[place + 42] & 0x7F) + 1
 
 
 _Decoded = tuple[np.ndarray, np.ndarray | None, bytes | None]
