@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -78,7 +79,8 @@ def look_at(path: Path, row: Row) -> tuple[Row, list[Fraction]]:
     fmt = source.format
     with av.open(f"file:{path}", metadata_errors="surrogateescape") as container:
         streams = Counter(stream.type or "unknown" for stream in container.streams)
-        rotation = next(container.decode(container.streams[source.video_index])).rotation
+        picture: Any = next(container.decode(container.streams[source.video_index]))
+        rotation = picture.rotation
     found = Row(
         row.file,
         row.cut,

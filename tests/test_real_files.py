@@ -13,7 +13,6 @@ from typing import Any
 
 import av
 import pytest
-from real_files import Row, look_at, read_table
 
 from dped_live import batch, weights
 from dped_live.backends import open_backend
@@ -21,6 +20,7 @@ from dped_live.errors import InputError
 from dped_live.sinks.encoding import Encoding
 from dped_live.sources.file import FileSource
 
+from real_files import Row, look_at, read_table
 from test_video import Identity
 
 FFPROBE = shutil.which("ffprobe")
@@ -106,10 +106,9 @@ def ffprobe(path: Path, index: int, cut: str) -> dict[str, Any]:
 
 def first_second(row: Row) -> dict[str, Any]:
     width, height = map(int, row.size.split("x"))
-    last = Fraction(row.last)
-    if width * height * int(row.frames) <= SMALL or last - Fraction(row.first) <= 1:
+    if width * height * int(row.frames) <= SMALL:
         return {"end": Fraction(row.cut)} if row.cut else {}
-    return {"end": Fraction(row.first) + 1}
+    return {"end": Fraction(row.first) + (1 if width <= 1920 else Fraction(1, 5))}
 
 
 @pytest.mark.parametrize("row", WHOLE, ids=name_of)
@@ -128,12 +127,14 @@ def test_every_picture_goes_the_whole_way(shared: Path, tmp_path: Path, row: Row
             stream = container.streams.video[0]
             tick = stream.time_base
             assert tick is not None
-            shown = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+            shown = sorted(packet.pts * tick for packet in container.demux(stream) if packet.pts is not None)
             first = next(iter_pictures(target))
-        expected = moved_on(frames, source.format.time_base)
+        expected = moved_on(moved_on(frames, source.format.time_base), tick)
+        # Matroska has no times before 0: where sound begins before it (AAC does), everything is later.
+        shift = shown[0] - expected[0] if suffix == ".mkv" else 0
+        assert 0 <= shift <= Fraction(1, 20)
         slack = 0 if suffix == ".mp4" else Fraction(1, 1000)
-        assert len(shown) == len(expected)
-        assert all(abs(a * tick - b) <= slack for a, b in zip(shown, moved_on(expected, tick), strict=True))
+        assert [b for a, b in zip(shown, expected, strict=True) if abs(a - shift - b) > slack] == []
         if source.format.pixel_format.kind == "yuv":
             assert first.color_primaries == source.format.primaries
             assert first.color_trc == source.format.transfer
