@@ -18,7 +18,9 @@ from dped_live.frame import Frame, Hdr
 from dped_live.sources.deinterlace import Deinterlacer
 from dped_live.sources.picture import PictureReader, decoder_of
 
-_INDEXED = frozenset({"mov", "matroska"})
+_MATROSKA = frozenset({"matroska"})
+_MOV = frozenset({"mov"})
+_INDEXED = _MATROSKA | _MOV
 """Containers that say where each keyframe is. In others it would be guessed."""
 
 _PROMISING = _INDEXED | {"avi", "flv", "asf", "mxf"}
@@ -26,6 +28,9 @@ _PROMISING = _INDEXED | {"avi", "flv", "asf", "mxf"}
 
 _ENOUGH_ERRORS = 100
 """So many errors of reading in a row are the end of the file."""
+
+_CHECKED_BLOCKS = 16
+"""Of a megabyte: what is read of a file, after its last packet, to know whether the file has come to its end."""
 
 _REORDERED, _AHEAD = 32, 1 << 26
 """Packets, and bytes of them, that are looked at to find out when pictures without a timestamp are shown."""
@@ -49,6 +54,7 @@ class FileSource:
     deinterlace: whether interlaced pictures become progressive. hdr: see PictureReader.
 
     format: see VideoFormat; pictures that change size or format in mid-stream are converted to the first one's.
+    video_index: which stream of the file the pictures are from.
     start: seconds that were taken off every timestamp, after the file's Clock has corrected it; who copies other
     streams of the file does the same.
     frame_rate: average, a hint for encoders. frame_count: an estimate, None if nothing is known.
@@ -94,17 +100,12 @@ class FileSource:
             self.format = self._reader.format
             self.frame_rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
             self.duration = self._whole_duration()
-            if self.duration is not None and self.duration <= 0 and self._promises():
+            if self.duration is not None and self.duration < -1 and self._promises():
                 raise self._nothing_left()
         except BaseException:
             self.close()
             raise
         self.frame_count = self._estimate()
-
-    @property
-    def video_index(self) -> int:
-        """Which stream of the file the pictures are from."""
-        return self._stream.index
 
     @property
     def notes(self) -> list[str]:
@@ -142,8 +143,10 @@ class FileSource:
         self._decoder = decoder_of(self._stream)
         self._decoder.thread_type = "AUTO"
         self._deinterlacer = Deinterlacer(self._deinterlace)
+        self.video_index = self._stream.index
         self._clock = Clock(self._container.format.name)
         self._packets = self._damaged = self._encrypted = 0
+        self._position = 0
         self._last_end = 0.0
         self._decoded: Iterator[av.VideoFrame] = iter(())
         self._before_stamps: Fraction | None = None
@@ -165,10 +168,11 @@ class FileSource:
                 self._decode(itertools.chain([] if keyframe is None else [keyframe], packets))
             )
             first = next(self._decoded, None)
-            stamps = [None if item is None else item.pts for item in (keyframe, first)]
-            # Seeking goes by times of decoding. Pictures that come after a keyframe may be shown before it, and then
-            # they need those before it.
-            if all(stamp is not None and stamp * self._tick <= self._begin for stamp in stamps):
+            # Seeking goes by times of decoding, and what is shown before a keyframe needs what comes before it. Some
+            # keyframes need several pictures to become whole, and are not shown.
+            whole = None if keyframe is None else keyframe.pts
+            shown = None if first is None else first.pts
+            if whole is not None and shown is not None and shown <= whole <= self._begin / self._tick:
                 return first
             back = 2 * back + 1
             self.close()
@@ -202,17 +206,21 @@ class FileSource:
                 for packet in self._container.demux():
                     errors = 0
                     if packet.size:
+                        self._position = max(self._position, packet.pos or 0)
                         self._put_on_clock(packet)
                         if packet.stream_index == self._stream.index:
                             yield packet
                 break
-            except av.error.InvalidDataError:
-                # What comes after it may be readable.
+            except IndexError:
+                # PyAV, at the end: of a stream that was not there at the beginning.
+                break
+            except (av.FFmpegError, OSError) as error:
+                if isinstance(error, OSError):
+                    self._check_that_it_can_be_read()
+                # What comes after it may be whole.
                 self._damaged += 1
                 errors += 1
-            except (av.FFmpegError, OSError) as error:
-                raise InputError(f"{self.path}: {_reason(error)}") from error
-        self._check_that_all_was_read()
+        self._check_that_it_can_be_read()
 
     def _put_on_clock(self, packet: av.Packet[Any]) -> None:
         self._clock.correct(packet)
@@ -220,17 +228,25 @@ class FileSource:
         if stamp is not None:
             self._last_end = max(self._last_end, float((stamp + (packet.duration or 0)) * packet.time_base))
 
-    def _check_that_all_was_read(self) -> None:
-        """Several of FFmpeg's demuxers take an error of reading for the end of the file."""
+    def _check_that_it_can_be_read(self) -> None:
+        """Raise InputError if it cannot, where reading came to its end.
+
+        To some of FFmpeg's demuxers that is the end of the file, and to others a short file is an error of reading.
+        """
         try:
             size = self.path.stat().st_size
-        except FileNotFoundError:  # it was removed, and what is open can be read to its end
+            with self.path.open("rb") as file:
+                file.seek(self._position)
+                for _ in range(_CHECKED_BLOCKS):
+                    if not file.read(1 << 20):
+                        break
+        except FileNotFoundError:  # it was removed, and what is open can still be read
             return
         except OSError as error:
             raise InputError(f"{self.path}: {_reason(error)}") from error
         if size < self._size:
             raise InputError(
-                f"{self.path}: it has become shorter while it was read; copy it to a local disk and try again"
+                f"{self.path}: has become shorter while it was read; copy it to a local disk and try again"
             )
 
     def _decode(self, packets: Iterable[av.Packet[Any]]) -> Iterator[av.VideoFrame]:
@@ -261,6 +277,9 @@ class FileSource:
 
     def _pictures(self) -> Iterator[av.VideoFrame]:
         """The first one, which was decoded to know the format, and the others."""
+        # What comes before the first whole picture is not shown; what comes later and refers to lost ones, rather than
+        # nothing up to the next keyframe.
+        self._stream.codec_context.flags |= av.codec.context.Flags.output_corrupt
         while self._first is not None:
             picture, self._first = self._first, None
             yield picture
@@ -308,11 +327,26 @@ class FileSource:
             return self._before_stamps
         return Fraction(self._container.start_time or 0, av.time_base)
 
+    def _shown(self) -> Iterator[_Timed]:
+        """The same, each up to the next one: what files call a duration is often the distance of decoding times."""
+        last: _Timed | None = None
+        for following in self._timed():
+            if last is not None:
+                gap = following[1] - last[1]
+                yield last[0], last[1], gap if gap > 0 else last[2]
+            last = following
+        if last is not None:
+            picture, time, duration = last
+            end = self._promised_end() if self._is(_MOV) else None
+            if duration is not None and end is not None and end > time:
+                duration = min(duration, end - time)
+            yield picture, time, duration
+
     def _cut(self) -> Iterator[_Timed]:
         """The pictures from begin up to but without end; the first is shown at begin at the earliest."""
         on_screen: _Timed | None = None
         begin, end = self._begin, self._end
-        for picture, time, duration in self._timed():
+        for picture, time, duration in self._shown():
             if end is not None and time >= end:
                 if on_screen is not None and begin is not None:
                     yield on_screen[0], begin, end - begin
@@ -324,34 +358,37 @@ class FileSource:
                 yield on_screen[0], begin, time - begin
                 on_screen = None
             begin = None
-            if duration is not None and end is not None:
-                duration = min(duration, end - time)
-            yield picture, time, duration
+            yield picture, time, duration if duration is None or end is None else min(duration, end - time)
         if begin is not None:
-            if on_screen is None:
+            last = None if on_screen is None else on_screen[1] + (on_screen[2] or 1 / self.frame_rate)
+            if on_screen is None or last is None or last <= begin:
                 raise self._nothing_left()
-            picture, time, duration = on_screen
-            if time + (duration or 1 / self.frame_rate) <= begin:
-                raise self._nothing_left()
-            yield picture, begin, None if duration is None else time + duration - begin
+            yield on_screen[0], begin, (last if end is None else min(last, end)) - begin
 
     # What the file says of itself.
 
     def _promises(self) -> bool:
         return self._is(_PROMISING)
 
-    def _whole_duration(self) -> Fraction | None:
+    def _container_end(self) -> Fraction | None:
+        """When the longest stream ends, in seconds as the file counts them."""
         if self._container.duration is None:
             return None
-        whole = Fraction((self._container.start_time or 0) + self._container.duration, av.time_base)
-        return (whole if self._end is None else min(whole, self._end)) - self.start
+        # FFmpeg's durations count from the first timestamp on, but for Matroska's.
+        begin = 0 if self._is(_MATROSKA) else self._container.start_time or 0
+        return Fraction(begin + self._container.duration, av.time_base)
+
+    def _whole_duration(self) -> Fraction | None:
+        end = self._container_end()
+        return None if end is None else (end if self._end is None else min(end, self._end)) - self.start
 
     def _estimate(self) -> int | None:
         if self._stream.frames and self._begin is None and self._end is None:
             return self._stream.frames
-        seconds = self._stream.duration * self._tick if self._stream.duration else self.duration
-        if seconds is not None and self.duration is not None:
-            seconds = min(seconds, self.duration)
+        seconds = self._stream.duration * self._tick if self._stream.duration else None
+        if self.duration is not None:
+            late = max(Fraction(0), (self._stream.start_time or 0) * self._tick - self.start)
+            seconds = min(seconds or self.duration, self.duration - late)
         # Some files name their clock as their frame rate.
         return round(seconds * self.frame_rate) if seconds and self.frame_rate <= 240 else None
 
@@ -367,17 +404,15 @@ class FileSource:
 
     def _promised_end(self) -> Fraction | None:
         """When the pictures should end, in seconds as the file counts them; None if it does not say."""
-        if not self._is(_INDEXED - {"mov"}):
+        if not self._is(_MATROSKA):
             if self._stream.duration:
-                return (self._stream.start_time or 0) * self._tick + self._stream.duration * self._tick
+                return ((self._stream.start_time or 0) + self._stream.duration) * self._tick
         elif length := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", "")):
             hours, minutes, seconds = map(Fraction, length.groups())
             return 3600 * hours + 60 * minutes + seconds
-        # Of all streams the longest, which may not be ours; but if the file was cut, that one is too short as well.
-        if self._container.duration is None:
-            return None
-        end = Fraction((self._container.start_time or 0) + self._container.duration, av.time_base)
-        return None if self._last_end > 0.9 * end else end
+        # The end of the longest stream, which may not be ours; but if the file was cut, that one is too short as well.
+        end = self._container_end()
+        return end if end is not None and self._last_end <= 0.9 * end else None
 
     def _why_nothing(self) -> str:
         if self._encrypted:
