@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ class Enhancer:
     the frames that go in. policy: what normalises each frame.
     strength: 0 gives the input, 1 the network's output, linear in between in RGB; may be changed between frames.
     before_after: the picture before and after side by side, as a viewer sees them (the original's second picture).
+    notify: is told, once, if the network's result had to be computed in float32; see Backend.in_float32.
 
     Not thread-safe: one thread uses it at a time.
     """
@@ -37,6 +39,7 @@ class Enhancer:
         policy: Policy,
         strength: float = 1.0,
         before_after: bool = False,
+        notify: Callable[[str], None] = lambda _line: None,
     ) -> None:
         if not 0 <= strength <= 1:
             raise ValueError(f"strength is from 0 to 1, not {strength}")
@@ -45,50 +48,104 @@ class Enhancer:
         self._policy = policy
         self.strength = strength
         self._before_after = before_after
+        self._notify = notify
+        self._told_of_float32 = False
         self._staging = Staging(backend.device)
 
     def map(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Enhance each frame; order, times and alpha stay. The frames returned own their planes."""
+        """Enhance each frame; order, times and alpha stay. The frames returned own their planes.
+
+        On a GPU some frames are under way at a time: one comes in and one goes out while another is computed.
+        """
+        under_way: deque[Callable[[], Frame]] = deque()
         for frame in frames:
-            yield self.enhance(frame)
+            under_way.append(self._begun(frame))
+            if len(under_way) > self._staging.ahead:
+                yield under_way.popleft()()
+        while under_way:
+            yield under_way.popleft()()
 
     def enhance(self, frame: Frame) -> Frame:
         """Enhance one frame; those of a video in order."""
-        with torch.inference_mode():
+        return self._begun(frame)()
+
+    def _begun(self, frame: Frame) -> Callable[[], Frame]:
+        """Enqueue what the device does with a frame. What is returned waits for it and gives the enhanced frame."""
+        with torch.inference_mode(), self._staging.computing():
             plan = self._policy.normalisation(frame)
-            if self._before_after:
-                return self._beside(frame, self._enhanced(frame, plan))
-            enhanced = self._enhanced(frame, plan)
-            same = _same_planes(frame.format, self._output)
-            if enhanced is None and same:
-                return frame
-            fmt = replace(self._output, width=frame.format.width, height=frame.format.height)
-            rgb = picture_of(frame, frame.whole, self._staging) if enhanced is None else enhanced
-            planes = self._staging.download(color.from_rgb(rgb, fmt))
+            finish, is_finite = self._enqueued(frame, plan, self._backend)
+            verdict = None if is_finite is None else self._staging.download([is_finite])
+        instead = self._backend.in_float32
+        if verdict is None or instead is None:
+            return finish
+
+        def finished() -> Frame:
+            if verdict.planes()[0]:
+                return finish()
+            self._tell_of_float32(frame)
+            with torch.inference_mode(), self._staging.computing():
+                # The policy has learnt what it wanted to know.
+                finish_again, _ = self._enqueued(frame, replace(plan, measured=False), instead)
+            return finish_again()
+
+        return finished
+
+    def _enqueued(
+        self, frame: Frame, plan: Normalisation, backend: Backend
+    ) -> tuple[Callable[[], Frame], Tensor | None]:
+        """What waits for the frame enhanced by a backend, and whether all that came of the backend is finite."""
+        enhanced, is_finite = self._enhanced(frame, plan, backend)
+        if self._before_after:
+            return self._beside(frame, enhanced), is_finite
+        return self._alone(frame, plan.area, enhanced), is_finite
+
+    def _tell_of_float32(self, frame: Frame) -> None:
+        if not self._told_of_float32:
+            self._told_of_float32 = True
+            self._notify(
+                f"half precision overflowed in the picture at {float(frame.pts):.3f} s; it was computed again in fp32, "
+                "as any other of this kind will be; --precision fp32 does so from the beginning"
+            )
+
+    def _alone(self, frame: Frame, area: Area, enhanced: Tensor | None) -> Callable[[], Frame]:
+        """The enhanced frame. area: of it, that was enhanced."""
+        same = _same_planes(frame.format, self._output)
+        if enhanced is None and same:
+            return lambda: frame
+        fmt = replace(self._output, width=frame.format.width, height=frame.format.height)
+        rgb = picture_of(frame, frame.whole, self._staging) if enhanced is None else enhanced
+        download = self._staging.download(color.from_rgb(rgb, fmt))
+
+        def finished() -> Frame:
+            planes = download.planes()
             if same:
-                _restore_borders(planes, frame, plan.area)
+                _restore_borders(planes, frame, area)
             return replace(frame, planes=planes, format=fmt, alpha=_alpha(frame, fmt))
 
-    def _enhanced(self, frame: Frame, plan: Normalisation) -> Tensor | None:
-        """The frame as RGB, enhanced as much as it is to be; None where it stays as it is."""
+        return finished
+
+    def _enhanced(self, frame: Frame, plan: Normalisation, backend: Backend) -> tuple[Tensor | None, Tensor | None]:
+        """The frame as RGB, enhanced as much as it is to be, None where it stays as it is; and whether what the backend
+        gave is finite, where that is not certain."""
         strength = self.strength * plan.weight
         if strength == 0 and not plan.measured:
-            return None
+            return None, None
         picture = picture_of(frame, plan.area, self._staging)
         statistics = plan.statistics
         if plan.measured:
-            found = self._backend.statistics(picture)
+            found = backend.statistics(picture)
             self._policy.learn(found)
             # In two runs, so that the frames that get the same statistics later come out the same to the bit.
             statistics = found if statistics is None else statistics
-        enhanced = self._backend.enhance(picture, statistics, out=picture)
+        enhanced = backend.enhance(picture, statistics, out=picture)
+        is_finite = None if backend.in_float32 is None else enhanced.isfinite().all()
         if strength < 1:
             self._mix(enhanced, frame, plan.area, strength)
         if plan.area == frame.whole:
-            return enhanced
+            return enhanced, is_finite
         whole = picture_of(frame, frame.whole, self._staging)
         whole[:, :, plan.area.top : plan.area.bottom, plan.area.left : plan.area.right] = enhanced
-        return whole
+        return whole, is_finite
 
     def _mix(self, enhanced: Tensor, frame: Frame, area: Area, strength: float) -> None:
         """Put the input's part into the enhanced picture. It is converted anew, for the result has taken its place."""
@@ -98,27 +155,32 @@ class Enhancer:
             before = picture_of(frame, rows, self._staging)
             enhanced[:, :, rows.top - area.top : rows.bottom - area.top].lerp_(before, 1 - strength)
 
-    def _beside(self, frame: Frame, enhanced: Tensor | None) -> Frame:
+    def _beside(self, frame: Frame, enhanced: Tensor | None) -> Callable[[], Frame]:
         """The frame before and after."""
         axis, before_first = _side_by_side(frame.format.display_matrix)
         fmt = side_by_side_format(replace(self._output, width=frame.format.width, height=frame.format.height))
-        if fmt.pixel_format.kind == "rgb" and _same_planes(frame.format, fmt) and enhanced is not None:
-            # Joined as bytes: two large photos in float32 need more memory than the network.
+        is_joined_later = fmt.pixel_format.kind == "rgb" and _same_planes(frame.format, fmt) and enhanced is not None
+        if is_joined_later:
+            # As bytes: two large photos in float32 need more memory than the network.
+            assert enhanced is not None
             single = replace(fmt, width=frame.format.width, height=frame.format.height)
-            (after,) = self._staging.download(color.from_rgb(enhanced, single))
-            del enhanced
-            (before,) = frame.planes
-            planes: tuple[np.ndarray, ...] = (
-                np.concatenate((before, after) if before_first else (after, before), axis=axis),
-            )
+            download = self._staging.download(color.from_rgb(enhanced, single))
         else:
             rgb = picture_of(frame, frame.whole, self._staging)
             pair = (rgb, rgb if enhanced is None else enhanced)
             joined = torch.cat(pair if before_first else pair[::-1], dim=axis + 2)
-            planes = self._staging.download(color.from_rgb(joined, fmt))
-        alpha = _alpha(frame, fmt)
-        alpha = None if alpha is None else np.concatenate((alpha, alpha), axis=axis)
-        return replace(frame, planes=planes, format=fmt, alpha=alpha)
+            download = self._staging.download(color.from_rgb(joined, fmt))
+
+        def finished() -> Frame:
+            planes = download.planes()
+            if is_joined_later:
+                (before,), (after,) = frame.planes, planes
+                planes = (np.concatenate((before, after) if before_first else (after, before), axis=axis),)
+            alpha = _alpha(frame, fmt)
+            alpha = None if alpha is None else np.concatenate((alpha, alpha), axis=axis)
+            return replace(frame, planes=planes, format=fmt, alpha=alpha)
+
+        return finished
 
 
 def _alpha(frame: Frame, fmt: VideoFormat) -> np.ndarray | None:

@@ -198,6 +198,10 @@ class Follower:
         trouble = f"; the network failed: {self._trouble}" if self._trouble else ""
         return f"followed, refit {time.monotonic() - self._refit_at:.1f} s ago{trouble}"
 
+    @property
+    def in_float32(self) -> None:
+        """Tables cannot overflow."""
+
     def normalisation(self, frame: Frame) -> Normalisation:
         self._take_over()
         plan = self._policy.normalisation(frame)

@@ -13,6 +13,7 @@ import torch
 
 from dped_live import color
 from dped_live.backends import Backend, open_backend
+from dped_live.backends.torch_module import TorchModuleBackend
 from dped_live.enhance import Enhancer, side_by_side_format
 from dped_live.frame import PIXEL_FORMATS, Area, Frame, VideoFormat
 from dped_live.scene_statistics import ExactPolicy, Normalisation
@@ -174,3 +175,34 @@ def test_a_cropped_frame_is_that_part(name: str, size: tuple[int, int]) -> None:
         expected = whole.planes[0][area.top : area.bottom, area.left : area.right]
         assert np.array_equal(part.planes[0][rows, columns], expected)
         color.to_rgb([torch.from_numpy(plane) for plane in part.planes], part.format)  # the planes fit together
+
+
+def overflowing() -> Backend:
+    """A network in half precision whose activations are greater than that can hold."""
+    generator = random_generator()
+    with torch.no_grad():
+        generator.first.weight.mul_(1e6)
+        generator.tail[0].weight.mul_(1e-5)  # type: ignore[operator]
+    return TorchModuleBackend(generator, torch.device("cpu"), torch.float16, "half")
+
+
+@pytest.mark.parametrize("before_after", [False, True])
+def test_a_picture_that_overflows_in_half_precision_is_computed_again_in_float32(before_after: bool) -> None:
+    backend = overflowing()
+    exact = backend.in_float32
+    assert exact is not None
+    assert exact.in_float32 is None
+    pictures, said = [frame(YUV, seed) for seed in range(3)], list[str]()
+    assert not backend.enhance(torch.rand(1, 3, 12, 20)).isfinite().all()
+    results = list(Enhancer(backend, YUV, ExactPolicy(), 0.8, before_after, said.append).map(pictures))
+    expected = list(Enhancer(exact, YUV, ExactPolicy(), 0.8, before_after).map(pictures))
+    for result, right in zip(results, expected, strict=True):
+        for plane, truth in zip(result.planes, right.planes, strict=True):
+            np.testing.assert_array_equal(plane, truth)
+    assert said == [
+        "half precision overflowed in the picture at 0.233 s; it was computed again in fp32, as any other of this kind "
+        "will be; --precision fp32 does so from the beginning"
+    ]
+    statistics = backend.statistics(torch.rand(1, 3, 12, 20))
+    assert statistics.mean.isfinite().all()
+    assert statistics.variance.isfinite().all()

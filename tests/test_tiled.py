@@ -62,6 +62,8 @@ def agree(actual: Statistics, expected: Statistics, relative: float) -> None:
 class SmallBackend:
     """Has memory for so many pixels; what it does with them is the CPU backend's."""
 
+    in_float32 = None
+
     def __init__(self, pixels: int) -> None:
         self._whole = TorchCpuBackend(GENERATOR, torch.float32)
         self._pixels = pixels

@@ -53,6 +53,7 @@ class Identity:
 
     device = torch.device("cpu")
     description = "identity"
+    in_float32 = None
 
     def change(self, image: Tensor) -> Tensor:
         return image.clone()

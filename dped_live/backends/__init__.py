@@ -32,6 +32,12 @@ class Backend(Protocol):
     description: str
     """For people: what runs, where, in which precision, and why so."""
 
+    @property
+    def in_float32(self) -> Backend | None:
+        """The same network in float32, for a picture whose result is not finite: half precision ends at 65,504. None
+        where that cannot happen."""
+        ...
+
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         """Network.forward on the device.
 
@@ -44,7 +50,7 @@ class Backend(Protocol):
         ...
 
     def statistics(self, image: Tensor) -> Statistics:
-        """The picture's own, as `measure` finds them, without the picture."""
+        """The picture's own, as `measure` finds them, without the picture. Always finite."""
         ...
 
 
@@ -53,6 +59,9 @@ class WholeBackend(Backend, Protocol):
 
     bytes_per_pixel: int
     """About what it allocates for a picture, besides the picture and the result."""
+
+    @property
+    def in_float32(self) -> WholeBackend | None: ...
 
     def measure(
         self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE

@@ -23,6 +23,11 @@ class ReducedBackend:
         self._backend = backend
         self._factor = factor
 
+    @property
+    def in_float32(self) -> ReducedBackend | None:
+        instead = self._backend.in_float32
+        return None if instead is None else ReducedBackend(instead, self._factor)
+
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         with torch.inference_mode():
             small = self._reduced(image)

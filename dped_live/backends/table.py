@@ -19,6 +19,8 @@ from dped_live.table_network import REACH, SIDE, TableNetwork, Tables, values_of
 class TableBackend:
     """Runs a table network in float32; see backends.Backend. On a CPU it uses as many threads as torch."""
 
+    in_float32 = None
+
     def __init__(self, network: TableNetwork, device: torch.device) -> None:
         self.device = device
         name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import psutil
@@ -55,6 +56,7 @@ class TiledBackend:
         self.device = backend.device
         self.description = backend.description if side is None else f"{backend.description}, tiles of {side}x{side}"
         self._backend = backend
+        self._generator = generator
         self._norms = generator.norms
         self._channels = generator.channels
         self._halo = generator.halo
@@ -64,6 +66,11 @@ class TiledBackend:
         self._told: set[str] = set()
         self._size = (0, 0)
         self._side = 0
+
+    @cached_property
+    def in_float32(self) -> TiledBackend | None:
+        instead = self._backend.in_float32
+        return None if instead is None else TiledBackend(instead, self._generator, self._fixed_side, self._notify)
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         if self._fits(image):

@@ -46,6 +46,7 @@ class TorchCpuBackend:
     """
 
     device = torch.device("cpu")
+    in_float32 = None
 
     def __init__(self, generator: Generator, precision: torch.dtype, description: str = "CPU") -> None:
         self.description = description

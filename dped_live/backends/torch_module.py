@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,8 +31,16 @@ class TorchModuleBackend:
         if device.type == "cuda":
             # fp32 was asked for where it is used: TF32 has the ten-bit mantissa of fp16.
             torch.backends.cudnn.allow_tf32 = False
+        self._original = generator
+        self._is_half = precision == torch.float16
         self._generator: Generator = copy.deepcopy(generator).to(device, precision)
         self._generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @cached_property
+    def in_float32(self) -> TorchModuleBackend | None:
+        if not self._is_half:
+            return None
+        return TorchModuleBackend(self._original, self.device, torch.float32, f"{self.description}, in fp32")
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         with torch.inference_mode(), memory_error(image):
@@ -47,11 +56,20 @@ class TorchModuleBackend:
 
     def statistics(self, image: Tensor) -> Statistics:
         with torch.inference_mode(), memory_error(image):
-            return self._generator.statistics(_laid_out(image))
+            found = self._generator.statistics(_laid_out(image))
+            # This waits for a GPU; but whoever asks for statistics looks at them.
+            if self.in_float32 is None or is_finite(found):
+                return found
+        return self.in_float32.statistics(image)
 
     def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
         with torch.inference_mode(), memory_error(image):
             return self._generator.measure_next(_laid_out(image), before, interior)
+
+
+def is_finite(statistics: Statistics) -> bool:
+    """Whether all of it can be computed with."""
+    return bool(statistics.mean.isfinite().all() & statistics.variance.isfinite().all())
 
 
 def _laid_out(image: Tensor) -> Tensor:
