@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 from dped_live.backends import Backend
 from dped_live.enhance import Enhancer, side_by_side_format
 from dped_live.errors import DpedError, InputError, OutputError
-from dped_live.frame import Hdr
+from dped_live.frame import Decode, Hdr
 from dped_live.partial import PartialFile, partial_path, shortened
 from dped_live.pipeline import Stats, run
 from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
 from dped_live.sinks.companion import Companion, StreamFate
-from dped_live.sinks.encoding import Encoding, encoded_format, lost_in
+from dped_live.sinks.encoding import Encoding, encoded_format, lost_in, resolved
 from dped_live.sinks.file import FileSink
 from dped_live.sinks.finished_part import JobKey
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
@@ -70,9 +70,9 @@ class Settings:
 
     strength and before_after: see Enhancer. exact: normalise each frame of a video by itself, as the original does,
     instead of by its scene. follow: the model's filter, if videos are to be enhanced by its surrogate; see follower.py.
-    audio: copy the sound. begin, end, deinterlace, hdr: see FileSource; of videos only. strict: what the output cannot
-    hold is an error. resume: go on with what an earlier run left, instead of refusing it; see is_done for what it
-    finished. overwrite: replace both.
+    audio: copy the sound. begin, end, deinterlace, hdr, decode: see FileSource; of videos only. strict: what the output
+    cannot hold is an error. resume: go on with what an earlier run left, instead of refusing it; see is_done for what
+    it finished. overwrite: replace both.
     """
 
     strength: float = 1.0
@@ -88,6 +88,7 @@ class Settings:
     end: Fraction | None = None
     deinterlace: bool = True
     hdr: Hdr = "sdr"
+    decode: Decode = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +352,7 @@ def enhance_photo(job: Job, backend: Backend, settings: Settings, notify: Callab
     # What a killed run left of a photo is made anew. This refuses now what write_photo would refuse after all the work.
     PartialFile(job.target, settings.overwrite, settings.resume)
     overwrite = settings.overwrite or settings.resume
-    enhancer = Enhancer(backend, photo.frame.format, ExactPolicy(), settings.strength, settings.before_after)
+    enhancer = Enhancer(backend, photo.frame.format, ExactPolicy(), settings.strength, settings.before_after, notify)
     enhanced = replace(photo, frame=enhancer.enhance(photo.frame))
     notes = (*photo.notes, *write_photo(enhanced, job.target, overwrite=overwrite))
     for note in notes:
@@ -391,7 +392,8 @@ def enhance_video(
     source = _open(job.source, settings)
     try:
         fmt = side_by_side_format(source.format) if settings.before_after else source.format
-        encoded = encoded_format(fmt, settings.encoding)
+        encoding, choice = resolved(settings.encoding, fmt)
+        encoded = encoded_format(fmt, encoding)
         lost = ", ".join(lost_in(fmt, encoded))
         if lost and settings.strict:
             raise OutputError(f"{job.target}: --strict, and not kept: {lost}; use another --codec or --pix-fmt")
@@ -404,7 +406,7 @@ def enhance_video(
             job.target,
             encoded,
             source.frame_rate,
-            settings.encoding,
+            encoding,
             companion,
             settings.overwrite,
             strict=settings.strict,
@@ -422,7 +424,7 @@ def enhance_video(
     except BaseException:
         sink.close(complete=False)
         raise
-    notes = [*source.notes, *([f"not kept: {lost}"] if lost else []), *sink.notes]
+    notes = [*source.notes, *filter(None, [choice, lost and f"not kept: {lost}"]), *sink.notes]
     if earlier:
         notes.append(f"goes on after the {earlier} frames of an earlier run")
     for note in notes:
@@ -450,7 +452,7 @@ def enhance_video(
     try:
         stats = run(
             source,
-            Enhancer(backend, encoded, policy, settings.strength, settings.before_after),
+            Enhancer(backend, encoded, policy, settings.strength, settings.before_after, notify),
             [sink],
             stop,
             told,
@@ -477,7 +479,13 @@ def enhance_video(
 
 def _open(path: Path, settings: Settings, skip: int = 0) -> FileSource:
     return FileSource(
-        path, begin=settings.begin, end=settings.end, deinterlace=settings.deinterlace, hdr=settings.hdr, skip=skip
+        path,
+        begin=settings.begin,
+        end=settings.end,
+        deinterlace=settings.deinterlace,
+        hdr=settings.hdr,
+        skip=skip,
+        decode=settings.decode,
     )
 
 

@@ -45,13 +45,13 @@ _PREVIEW_PORT = 8080
 
 _FROM_ENVIRONMENT = (
     *("model", "strength", "statistics", "device", "precision", "tile"),
-    *("codec", "crf", "preset", "pix-fmt", "deinterlace", "hdr"),
+    *("codec", "crf", "preset", "pix-fmt", "deinterlace", "hdr", "decode"),
 )
 """Options whose default may be set by DPED_LIVE_NAME."""
 
 _OF_FILES = (
     *("before_after", "recursive", "start", "end", "resume", "strict"),
-    *("deinterlace", "hdr", "pix_fmt", "encoder_options"),
+    *("deinterlace", "hdr", "decode", "pix_fmt", "encoder_options"),
 )
 _OF_LIVE = ("size", "fps", "preview", "serve", "virtual_cam", "record", "audio_input", "mirror")
 """Options that say nothing of the other."""
@@ -235,11 +235,19 @@ def _enhance_parser() -> argparse.ArgumentParser:
         help="what becomes of HDR: sdr, which the networks were made for, or kept as it is (default: %(default)s)",
     )
 
+    group.add_argument(
+        "--decode",
+        choices=["auto", "cpu", "cuda"],
+        default="cpu",
+        help="what decodes: cuda, an NVIDIA card's decoder; auto, that where it works (default: %(default)s)",
+    )
+
     group = parser.add_argument_group("video encoding")
     group.add_argument(
         "--codec",
         default="libx264",
-        help="FFmpeg's name of the encoder: libx264, libx265, libsvtav1, ... (default: %(default)s)",
+        help="FFmpeg's name of the encoder: libx264, libx265, libsvtav1, ...; of NVIDIA cards h264_nvenc, hevc_nvenc, "
+        "av1_nvenc; or auto: h264_nvenc where that works, else libx264 (default: %(default)s)",
     )
     group.add_argument("--crf", type=int, help="quality, lower is better (default: 18 for libx264)")
     group.add_argument("--preset", help="speed of the encoder (default: veryfast for libx264)")
@@ -417,6 +425,7 @@ def _enhance(arguments: list[str]) -> int:
         end=options.end,
         deinterlace=options.deinterlace == "auto",
         hdr=options.hdr,
+        decode=options.decode,
     )
 
     with interruptible() as interrupt:
@@ -606,7 +615,10 @@ def _recording(file: Path, source: LiveSource, options: argparse.Namespace) -> L
     encoding = Encoding(options.codec, ENCODING.crf if as_usual else options.crf, options.preset)
     microphone = Microphone(options.audio_input) if options.audio_input else None
     width, height = source.format.width, source.format.height
-    return RecordingSink(file, width, height, source.frame_rate, encoding, microphone, options.overwrite)
+    sink = RecordingSink(file, width, height, source.frame_rate, encoding, microphone, options.overwrite)
+    for note in sink.notes:
+        say(note)
+    return sink
 
 
 @contextmanager

@@ -18,6 +18,9 @@ ChromaLocation = Literal["left", "center", "topleft"]
 Hdr = Literal["sdr", "keep"]
 """What becomes of HDR video (PQ, HLG): mapped to SDR, or kept as it is."""
 
+Decode = Literal["auto", "cpu", "cuda"]
+"""What decodes video."""
+
 PQ, HLG = 16, 18
 """The transfer functions of HDR: SMPTE ST 2084 and ARIB STD-B67 (both in ITU-R BT.2100), as code points of H.273."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import av
 
@@ -20,6 +22,26 @@ QUALITY: dict[str, dict[str, str]] = {
     "libvpx-vp9": {"crf": "24", "b:v": "0", "row-mt": "1", "deadline": "good", "cpu-used": "2"},
 }
 """Visually near lossless. Encoders that are not here keep their own defaults."""
+
+_NVENC: dict[str, dict[str, str]] = {
+    "h264_nvenc": {"rc": "vbr", "cq": "19", "preset": "p5", "tune": "hq"},
+    "hevc_nvenc": {"rc": "vbr", "cq": "21", "preset": "p5", "tune": "hq"},
+    "av1_nvenc": {"rc": "vbr", "cq": "26", "preset": "p5", "tune": "hq"},
+}
+"""The encoders of NVIDIA cards, with values near those above; they were chosen by reading, on no card. --crf is their
+constant quality `cq`, from 1 to 51; 0 would mean that the encoder chooses."""
+
+_NVENC_FORMATS = {"yuv420p": "yuv420p", "yuv444p": "yuv444p", "yuv420p10le": "p010le", "yuv444p10le": "yuv444p16le"}
+"""What NVENC is given for our pixel formats; PyAV converts, exactly. RGB, which it takes too, it would turn into YUV by
+itself."""
+
+_NVENC_FAILURES = {
+    errno.EPERM: "no NVIDIA driver is loaded",
+    errno.EINVAL: "it does not take --preset, --crf or -e as given",
+    errno.ENOSYS: "the card cannot encode this, or its driver is too old for this FFmpeg",
+    errno.ENOMEM: "the card has no memory, or no session, left for it",
+}
+"""What FFmpeg's errors of opening it mean; its log, which says more, must not be read (see _check_list)."""
 
 _H273: dict[Matrix, int] = {"rgb": 0, "bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "bt2020": 9}
 _UNSPECIFIED = 2
@@ -70,8 +92,9 @@ print(*(message.strip() for _, _, message in log if "option" in message))
 class Encoding:
     """How pictures are encoded.
 
-    codec: the name of an FFmpeg encoder. crf, preset: if not our default for it. pixel_format: FFmpeg's name of what it
-    is given; None for the one nearest to the source. options: of the encoder, by FFmpeg's names.
+    codec: the name of an FFmpeg encoder, or "auto" for what `resolved` chooses. crf, preset: if not our default for it.
+    pixel_format: FFmpeg's name of what it is given; None for the one nearest to the source. options: of the encoder, by
+    FFmpeg's names.
     """
 
     codec: str = "libx264"
@@ -121,6 +144,10 @@ def _choices(codec: av.Codec) -> dict[str, tuple[PixelFormat, bool]]:
         for name, stored in WITH_ALPHA.items()
         if stored in _ALPHA.get(codec.name, ())
     }
+    if codec.name in _NVENC:
+        # H.264 of 10 bits is encoded by few cards, and played by few devices.
+        ours = {name: ours[name] for name in _NVENC_FORMATS if codec.name != "h264_nvenc" or ours[name][0].depth == 8}
+        return ours
     return {fmt.name: ours[fmt.name] for fmt in codec.video_formats or [] if fmt.name in ours}
 
 
@@ -143,7 +170,7 @@ def _nearest(source: VideoFormat) -> list[str]:
 def configure(context: av.VideoCodecContext, fmt: VideoFormat) -> None:
     """Tell an encoder what it will be given, and what to say of it."""
     context.width, context.height = fmt.width, fmt.height
-    context.pix_fmt = fmt.stored_as
+    context.pix_fmt = _NVENC_FORMATS[fmt.stored_as] if context.codec.name in _NVENC else fmt.stored_as
     context.time_base = fmt.time_base
     # Without it FFmpeg throws away the duration of each frame, and the last one's is lost.
     context.flags |= av.codec.context.Flags.frame_duration
@@ -222,18 +249,62 @@ def options_of(codec: str, encoding: Encoding, fmt: VideoFormat) -> dict[str, st
 
     Raises OutputError for what the encoder does not have.
     """
-    options = dict(QUALITY.get(codec, {}))
+    options = dict(QUALITY.get(codec) or _NVENC.get(codec, {}))
+    if codec in _NVENC and encoding.crf is not None and not 1 <= encoding.crf <= 51:
+        raise OutputError(f"--crf {encoding.crf}: of {codec} it is from 1 (best) to 51")
     for key, value in (("crf", encoding.crf), ("preset", encoding.preset)):
         if value is not None:
-            if key not in options:
+            name = "cq" if key == "crf" and codec in _NVENC else key
+            if name not in options:
                 raise OutputError(f"the encoder {codec} has no --{key}; use it with {', '.join(QUALITY)}")
-            options[key] = str(value)
+            options[name] = str(value)
     for key, value in encoding.options:
         if key in _LISTS:
             _check_list(codec, key, value)
     for key, value in (*hdr_options(codec, fmt).items(), *encoding.options):
         options[key] = f"{options[key]}:{value}" if key in _LISTS and key in options else value
     return options
+
+
+def resolved(encoding: Encoding, fmt: VideoFormat) -> tuple[Encoding, str | None]:
+    """The encoding with a codec by name, and if it was "auto", what was chosen and why.
+
+    fmt: of the source. auto is H.264 by the NVIDIA card, where that works, else by libx264.
+    """
+    if encoding.codec != "auto":
+        return encoding, None
+    if encoding.preset is not None or encoding.options:
+        raise OutputError("--preset and -e are for one encoder; name it with --codec, instead of auto")
+    on_card = replace(encoding, codec="h264_nvenc")
+    try:
+        check_hardware(on_card, encoded_format(fmt, on_card))
+    except OutputError as error:
+        why = str(error).partition(";")[0]
+        return replace(encoding, codec="libx264"), f"--codec auto: libx264, since {why}"
+    return on_card, "--codec auto: h264_nvenc, which works here"
+
+
+def check_hardware(encoding: Encoding, fmt: VideoFormat) -> None:
+    """Raise OutputError if the encoder is a card's, and does not encode a picture of that format here."""
+    codec = encoder_of(encoding.codec).name
+    if codec not in _NVENC:
+        return
+    context = av.CodecContext.create(codec, "w")
+    assert isinstance(context, av.VideoCodecContext)
+    configure(context, fmt)
+    context.framerate = Fraction(25)
+    context.options = options_of(codec, encoding, fmt)
+    try:
+        packets = [*context.encode(av.VideoFrame(fmt.width, fmt.height, fmt.stored_as)), *context.encode(None)]
+    except (av.FFmpegError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        reason = _NVENC_FAILURES.get(number) if number is not None else None
+        raise OutputError(
+            f"{codec} does not encode {fmt.width}x{fmt.height} {fmt.stored_as} here "
+            f"({reason or getattr(error, 'strerror', None) or error}); use --codec libx264"
+        ) from error
+    if not packets:
+        raise OutputError(f"{codec} encodes nothing here; use --codec libx264")
 
 
 def check_used(encoding: Encoding, left: Mapping[str, str]) -> None:

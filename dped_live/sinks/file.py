@@ -19,7 +19,16 @@ from dped_live.errors import OutputError
 from dped_live.frame import Frame, VideoFormat
 from dped_live.partial import PartialFile
 from dped_live.sinks.companion import Companion, StreamFate
-from dped_live.sinks.encoding import QUALITY, Encoding, check_used, configure, encoder_of, options_of, to_picture
+from dped_live.sinks.encoding import (
+    QUALITY,
+    Encoding,
+    check_hardware,
+    check_used,
+    configure,
+    encoder_of,
+    options_of,
+    to_picture,
+)
 from dped_live.sinks.finished_part import FinishedPart, JobKey, job_of
 from dped_live.sinks.verification import Tally, Verification, verify
 
@@ -204,6 +213,7 @@ class FileSink:
 
     def _add_video(self, frame_rate: Fraction, encoding: Encoding) -> av.VideoStream:
         codec = encoder_of(encoding.codec)
+        check_hardware(encoding, self._format)
         # SVT-AV1 would print a page of its settings; there is no option for it.
         os.environ.setdefault("SVT_LOG", "1")
         options = options_of(codec.name, encoding, self._format)

@@ -21,10 +21,14 @@ _ACCURATE = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INP | Interpolatio
 """Within 0.55 of a level of the exact result. swscale's default leaves out every second column's chroma."""
 
 
+def rgb_format(width: int, height: int) -> VideoFormat:
+    """What live pictures are."""
+    return VideoFormat(width, height, PIXEL_FORMATS["rgb24"], primaries=_BT709, transfer=_BT709, time_base=_TICK)
+
+
 def live_format(width: int, height: int, codec: str) -> VideoFormat:
     """What live pictures become for an encoder. Raises OutputError as encoded_format does."""
-    rgb = VideoFormat(width, height, PIXEL_FORMATS["rgb24"], primaries=_BT709, transfer=_BT709, time_base=_TICK)
-    return encoded_format(rgb, Encoding(codec))
+    return encoded_format(rgb_format(width, height), Encoding(codec))
 
 
 class Converter:

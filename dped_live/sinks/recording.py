@@ -14,9 +14,9 @@ import numpy as np
 from dped_live.errors import OutputError
 from dped_live.frame import Frame, VideoFormat
 from dped_live.live_state import LivePicture, LiveStats
-from dped_live.sinks.encoding import Encoding
+from dped_live.sinks.encoding import Encoding, resolved
 from dped_live.sinks.file import FileSink
-from dped_live.sinks.live_video import Converter, live_format
+from dped_live.sinks.live_video import Converter, live_format, rgb_format
 
 ENCODING = Encoding(crf=20)
 """Beside a live run there is little time to encode, and a camera's noise makes large files."""
@@ -52,7 +52,8 @@ class RecordingSink:
     can be played, but for about the last second.
 
     width, height: of the pictures; frame_rate: roughly. microphone: recorded too, in sync, as mono AAC; becomes this
-    sink's, which closes it. `notice`: what is wrong at present, one line; may be read by any thread.
+    sink's, which closes it. `notice`: what is wrong at present, one line; may be read by any thread. notes: of its
+    opening.
 
     Raises OutputError: the folder does not exist, the file does, the disk is full, no such kind of file, ...
     """
@@ -81,6 +82,8 @@ class RecordingSink:
         self._microphone = microphone
         self._sound = None if microphone is None else _Sound(microphone)
         try:
+            encoding, choice = resolved(encoding, rgb_format(width, height))
+            self.notes = [] if choice is None else [choice]
             self._format = live_format(width, height, encoding.codec)
             self._converter = Converter(self._format)
             self._duration = 1 / frame_rate

@@ -14,9 +14,9 @@ from av.packet import PacketSideData, packet_sidedata_type_from_literal
 
 from dped_live.clock import STARTS_ANYWHERE, Clock
 from dped_live.errors import InputError
-from dped_live.frame import Frame, Hdr
+from dped_live.frame import Decode, Frame, Hdr
 from dped_live.sources.deinterlace import Deinterlacer
-from dped_live.sources.picture import PictureReader, decoder_of
+from dped_live.sources.picture import PictureReader, decoder_of, decoder_on_card
 
 _MATROSKA = frozenset({"matroska"})
 _MOV = frozenset({"mov"})
@@ -52,6 +52,7 @@ class FileSource:
     up to but without end; their times count from begin, rounded down to a tick of the video.
     skip: so many of them are decoded and not given.
     deinterlace: whether interlaced pictures become progressive. hdr: see PictureReader.
+    decode: "cuda": by an NVIDIA card; "auto": where that works; a first picture is decoded to know.
 
     format: see VideoFormat; pictures that change size or format in mid-stream are converted to the first one's.
     video_index: which stream of the file the pictures are from.
@@ -75,11 +76,13 @@ class FileSource:
         deinterlace: bool = True,
         hdr: Hdr = "sdr",
         skip: int = 0,
+        decode: Decode = "cpu",
     ) -> None:
         self.path = path
         self.shortfall: str | None = None
         self._skip = skip
         self._deinterlace = deinterlace
+        self._decode_by = decode
         self._own_notes: list[str] = []
         self._open()
         try:
@@ -89,6 +92,11 @@ class FileSource:
             self._begin = None if begin is None else self.start
             self._end = None if end is None else zero + end
             self._first = self._first_picture()
+            if self._first is None and self._decode_by != "cpu":
+                self._leave_card("the NVIDIA card decodes no picture of it")
+                self.close()
+                self._open()
+                self._first = self._first_picture()
             if self._first is None:
                 raise InputError(f"{path}: {self._why_nothing()}; nothing written")
             if begin is None:
@@ -137,11 +145,10 @@ class FileSource:
             raise InputError(f"{path}: {_reason(error)}") from error
         try:
             self._stream = _video_stream(self._container, path)
+            self._decoder = self._open_decoder()
         except BaseException:
             self._container.close()
             raise
-        self._decoder = decoder_of(self._stream)
-        self._decoder.thread_type = "AUTO"
         self._deinterlacer = Deinterlacer(self._deinterlace)
         self.video_index = self._stream.index
         self._clock = Clock(self._container.format.name)
@@ -150,6 +157,23 @@ class FileSource:
         self._last_end = 0.0
         self._decoded: Iterator[av.VideoFrame] = iter(())
         self._before_stamps: Fraction | None = None
+
+    def _open_decoder(self) -> av.VideoCodecContext:
+        if self._decode_by != "cpu":
+            try:
+                return decoder_on_card(self._stream)
+            except InputError as error:
+                self._leave_card(str(error))
+        decoder = decoder_of(self._stream)
+        decoder.thread_type = "AUTO"
+        return decoder
+
+    def _leave_card(self, reason: str) -> None:
+        """Go on without the card, or raise InputError if it was asked for."""
+        if self._decode_by == "cuda":
+            raise InputError(f"{self.path}: --decode cuda: {reason}; use --decode cpu")
+        self._decode_by = "cpu"
+        self._note(f"decoded by the CPU, since {reason}")
 
     def _is(self, containers: frozenset[str]) -> bool:
         return not containers.isdisjoint(self._container.format.name.split(","))
@@ -260,6 +284,8 @@ class FileSource:
                 yield from context.decode(packet)
             except av.FFmpegError:
                 self._damaged += 1
+            if self._decode_by != "cpu" and self._damaged == self._packets == _ENOUGH_ERRORS:
+                return  # the card does not decode such a stream
         # An error ends PyAV's draining, and what the decoder's other threads hold would be lost. To FFmpeg a packet
         # with nothing but side data is not the end, but as good for getting what one more thread has made.
         abilities, ability = context.codec.capabilities, av.codec.Capabilities
@@ -279,7 +305,7 @@ class FileSource:
         """The first one, which was decoded to know the format, and the others."""
         # What comes before the first whole picture is not shown; what comes later and refers to lost ones, rather than
         # nothing up to the next keyframe.
-        self._stream.codec_context.flags |= av.codec.context.Flags.output_corrupt
+        self._decoder.flags |= av.codec.context.Flags.output_corrupt
         while self._first is not None:
             picture, self._first = self._first, None
             yield picture

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel
 
 from dped_live.errors import InputError
 from dped_live.frame import (
@@ -55,8 +56,40 @@ def decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
     own = stream.codec_context
     if stream.metadata.get("alpha_mode") != "1" or own.name not in ("vp8", "vp9"):
         return own
-    decoder = av.VideoCodecContext.create("libvpx" if own.name == "vp8" else "libvpx-vp9", "r")
+    return another_decoder(stream, "libvpx" if own.name == "vp8" else "libvpx-vp9")
+
+
+def decoder_on_card(stream: av.VideoStream) -> av.VideoCodecContext:
+    """The decoder of an NVIDIA card (NVDEC). Its pictures are copied to the host, as nv12 or p010le mostly.
+
+    Raises InputError, with the reason only: no driver, no card, or none that decodes such a stream. A profile that the
+    card does not know shows at the first packet.
+    """
+    own = stream.codec_context
+    if decoder_of(stream) is not own:
+        raise InputError("NVIDIA cards do not decode transparency")
+    # FFmpeg's usual decoder of AV1, libdav1d, uses no card.
+    name = "av1" if own.name == "libdav1d" else own.name
+    try:
+        decoder = another_decoder(stream, name, HWAccel("cuda", allow_software_fallback=False))
+    except PermissionError as error:
+        raise InputError("no NVIDIA driver is loaded") from error
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"the NVIDIA card cannot be opened ({error.strerror})") from error
+    if not decoder.is_hwaccel:
+        raise InputError(f"no NVIDIA card decodes {name}")
+    return decoder
+
+
+def another_decoder(stream: av.VideoStream, name: str, accelerator: HWAccel | None = None) -> av.VideoCodecContext:
+    """A decoder of that name, with what the container says of a stream."""
+    own = stream.codec_context
+    decoder = av.CodecContext.create(name, "r", accelerator)
+    assert isinstance(decoder, av.VideoCodecContext)
     decoder.extradata = own.extradata
+    decoder.width, decoder.height = own.width, own.height
+    decoder.color_range, decoder.colorspace = own.color_range, own.colorspace
+    decoder.color_primaries, decoder.color_trc = own.color_primaries, own.color_trc
     return decoder
 
 
