@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from dped_live.network import Network
 from dped_live.statistics import Statistics
 from dped_live.table_network import TableNetwork
 
+if TYPE_CHECKING:
+    from dped_live.backends.tensorrt import Engines
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tile = int | Literal["auto", "off"]
+Runner = Literal["auto", "torch", "tensorrt"]
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,6 +84,7 @@ def open_backend(
     precision: Precision = "auto",
     tile: Tile = "auto",
     notify: Callable[[str], None] = lambda _line: None,
+    runner: Runner = "auto",
 ) -> Backend:
     """Put a network on a device.
 
@@ -89,16 +94,34 @@ def open_backend(
     tile: side in pixels of the tiles in which larger pictures are enhanced; "auto" uses tiles only for pictures that
     do not fit into memory, and tells `notify`, once; "off" refuses these. The result is the same; see tiled.py. A table
     network needs little memory, and no tiles.
+    runner: "auto" is TensorRT on a GPU where it is installed and the precision is that of its engines; where it then
+    cannot be used, `notify` is told why, once.
     An explicit choice is honoured or raises BackendError.
     """
+    if runner == "tensorrt" and device == "cpu":
+        raise BackendError("--backend tensorrt needs an NVIDIA card; leave out --device cpu, or use --backend torch")
+    if runner == "tensorrt" and not torch.cuda.is_available():
+        from dped_live.backends.tensorrt import refusal_without_cuda
+
+        raise refusal_without_cuda()
     target = _device(device)
     if isinstance(network, TableNetwork):
         if precision not in ("auto", "fp32"):
             raise BackendError(f"networks like lite compute in fp32 only, not in {precision}; use --precision fp32")
         from dped_live.backends.table import TableBackend
 
-        return TableBackend(network, target)
-    backend = _open_cpu(network, precision) if target.type == "cpu" else _open_cuda(network, target, precision)
+        beside = TableBackend(network, target)
+        engines = _engines(network, target, runner, notify)
+        if engines is None:
+            return beside
+        from dped_live.backends.tensorrt import TensorRtTableBackend
+
+        return TensorRtTableBackend(beside, engines)
+    backend: WholeBackend
+    if target.type == "cpu":
+        backend = _open_cpu(network, precision)
+    else:
+        backend = _open_cuda(network, target, precision, runner, notify)
     if tile == "off":
         return backend
     from dped_live.backends.tiled import TiledBackend
@@ -138,9 +161,41 @@ def _cpu_has_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
 
 
-def _open_cuda(generator: Generator, device: torch.device, precision: Precision) -> WholeBackend:
+def _open_cuda(
+    generator: Generator,
+    device: torch.device,
+    precision: Precision,
+    runner: Runner,
+    notify: Callable[[str], None],
+) -> WholeBackend:
     from dped_live.backends.torch_module import TorchModuleBackend
 
     chosen: Precision = "fp16" if precision == "auto" else precision
+    if runner == "tensorrt" and chosen != "fp16":
+        raise BackendError(f"--backend tensorrt computes in fp16, not in {chosen}; use --backend torch")
     name = torch.cuda.get_device_name(device)
-    return TorchModuleBackend(generator, device, _TYPES[chosen], f"{name}, {chosen}")
+    beside = TorchModuleBackend(generator, device, _TYPES[chosen], f"{name}, {chosen}")
+    engines = _engines(generator, device, runner, notify) if chosen == "fp16" else None
+    if engines is None:
+        return beside
+    from dped_live.backends.tensorrt import TensorRtBackend
+
+    return TensorRtBackend(generator, beside, engines)
+
+
+def _engines(network: Network, device: torch.device, runner: Runner, notify: Callable[[str], None]) -> Engines | None:
+    """What runs a network by TensorRT; None where torch is to run it."""
+    if runner == "torch" or device.type == "cpu":
+        return None
+    from dped_live.backends import tensorrt
+
+    if runner == "auto" and not tensorrt.is_installed():
+        return None
+    try:
+        package = tensorrt.package_for(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    except BackendError as error:
+        if runner == "tensorrt":
+            raise
+        notify(f"{error}; going on with torch")
+        return None
+    return tensorrt.Engines(network, device, package, required=runner == "tensorrt", notify=notify)

@@ -1,0 +1,269 @@
+"""Networks on NVIDIA cards by TensorRT's engines, which are found or built when a picture of their size first comes.
+
+What there is no engine for, such as the statistics of parts of a picture, is done by torch beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dped_live.backends import engine
+from dped_live.backends.engine import EngineKey, Mode, Package
+from dped_live.backends.engine_run import RunningEngine, UnusableEngineError, check_memory
+from dped_live.backends.table import TableBackend
+from dped_live.backends.torch_module import TorchModuleBackend, is_finite, memory_error
+from dped_live.errors import BackendError, TooLargeError
+from dped_live.generator import WHOLE, Generator, Region
+from dped_live.network import Network
+from dped_live.statistics import Statistics
+
+_BYTES = 6.5
+"""About what a generator's engine takes for each pixel and channel: 349 MiB at 1280x720 for 64, as TensorRT says."""
+
+_TABLE_BYTES = 200
+"""The same for each pixel of a table network's; an upper bound, from its layers."""
+
+_SIZES = 2
+"""Of so many sizes are engines built without being asked for: a camera or a video has one, or another without its
+borders. Photos are of any size."""
+
+_LEAST_CAPABILITY = (7, 5)
+"""Compute capability of the oldest cards that TensorRT supports."""
+
+
+def refusal_without_cuda() -> BackendError:
+    """Why TensorRT cannot be used where torch finds no CUDA."""
+    if not _has_driver():
+        reason = "no NVIDIA driver is loaded; install it from https://www.nvidia.com/drivers"
+    elif torch.version.cuda is None:
+        reason = "this torch was built without CUDA; see https://pytorch.org for one that is not"
+    else:
+        reason = "torch finds no usable NVIDIA card; see dped-live doctor"
+    return BackendError(f"--backend tensorrt: {reason}, or use --backend torch")
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def package_for(name: str, capability: tuple[int, int]) -> Package:
+    """What serves a card, by its name and compute capability. Raises BackendError, with what to install."""
+    dotted = "{}.{}".format(*capability)
+    card = f"{name} (compute capability {dotted})"
+    if capability < _LEAST_CAPABILITY:
+        raise BackendError(f"TensorRT does not support {card}, only cards from 7.5 up; use --backend torch")
+    if find_spec("tensorrt_rtx") is None:
+        return engine.installed_package()
+    rtx = engine.installed_package("tensorrt_rtx")
+    if dotted in rtx.capabilities:
+        return rtx
+    if find_spec("tensorrt") is not None:
+        return engine.installed_package("tensorrt")
+    raise BackendError(f"{rtx.title} does not support {card}; type: pip install tensorrt, or use --backend torch")
+
+
+def is_installed() -> bool:
+    """Whether there is anything to run engines."""
+    return find_spec("tensorrt_rtx") is not None or find_spec("tensorrt") is not None
+
+
+class Engines:
+    """The engines of one network on one card.
+
+    required: raise BackendError where there is none, instead of telling `notify` and doing without.
+    folder: where they are kept.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        package: Package,
+        *,
+        required: bool,
+        notify: Callable[[str], None],
+        folder: Path | None = None,
+    ) -> None:
+        self.package = package
+        self._network = network
+        self._device = device
+        self._required = required
+        self._notify = notify
+        self._folder = engine.engine_folder() if folder is None else folder
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(device)) if package.is_rtx else None
+        # An engine for Turing is for nothing else unless asked for; see Package.target.
+        self._targets = [capability] if capability == "7.5" else [None, capability] if package.is_rtx else [None]
+        self._running: dict[tuple[Mode, int, int], RunningEngine | None] = {}
+        self._built: set[tuple[int, int]] = set()
+        self._has_given_up = False
+
+    def running(self, statistics: Mode, height: int, width: int) -> RunningEngine | None:
+        """The engine for pictures of a size, built if there is none; None: use torch. Raises TooLargeError."""
+        which = statistics, height, width
+        if which not in self._running:
+            if self._has_given_up:
+                return None
+            try:
+                self._running[which] = self._opened(*which)
+            except (BackendError, UnusableEngineError) as error:
+                if self._required or isinstance(error, TooLargeError):
+                    raise
+                self._has_given_up = True
+                self._notify(f"{error}; going on with torch")
+                return None
+        return self._running[which]
+
+    def _opened(self, statistics: Mode, height: int, width: int) -> RunningEngine | None:
+        per_pixel = _BYTES * self._network.channels if isinstance(self._network, Generator) else _TABLE_BYTES
+        check_memory(self._device, per_pixel * height * width, height, width)
+        key = self._key(statistics, height, width, self._targets[0])
+        found = self._found(statistics, height, width)
+        if found is None:
+            if not self._required and (height, width) not in self._built and len(self._built) == _SIZES:
+                self._notify(
+                    f"pictures of other sizes, such as {width}x{height}, are computed by torch; "
+                    f"dped-live build --size {width}x{height} makes engines for one"
+                )
+                return None
+            found = self._newly_built(key), key
+        path, key = found
+        try:
+            return self._loaded(path, key, height, width)
+        except UnusableEngineError as error:
+            self._notify(f"{path}: TensorRT does not take it ({error}); building it anew")
+        path.unlink(missing_ok=True)
+        try:
+            return self._loaded(self._newly_built(key), key, height, width)
+        except UnusableEngineError as error:
+            raise BackendError(
+                f"{self.package.title} does not take the engine that it has just built ({error}); use --backend torch"
+            ) from error
+
+    def _key(self, statistics: Mode, height: int, width: int, target: str | None, dynamic: bool = False) -> EngineKey:
+        return engine.key_for(self._network, statistics, "float32", height, width, dynamic, self.package, target)
+
+    def _found(self, statistics: Mode, height: int, width: int) -> tuple[Path, EngineKey] | None:
+        """An engine that was built before: for this size, else the one for the fewest larger sizes."""
+        keys = [self._key(statistics, height, width, target) for target in self._targets]
+        sizes = set()
+        for path in self._folder.glob("*_up_to_*.engine"):
+            if match := re.search(r"_up_to_(\d+)x(\d+)_", path.name):
+                sizes.add((int(match[2]), int(match[1])))
+        for tall, wide in sorted(sizes, key=lambda size: size[0] * size[1]):
+            if height <= tall and width <= wide and min(height, width) >= engine.LEAST_SIDE:
+                keys += [self._key(statistics, tall, wide, target, dynamic=True) for target in self._targets]
+        for key in keys:
+            path = engine.find(key, [self._folder], self._notify)
+            if path is not None:
+                return path, key
+        return None
+
+    def _newly_built(self, key: EngineKey) -> Path:
+        seconds = "some seconds" if self.package.is_rtx else "minutes"
+        self._notify(f"building an engine by {self.package.title}: {key}; it takes {seconds}, and is kept")
+        path = engine.build(self._network, key, self._folder, lambda *_: True)
+        self._built.add((key.height, key.width))
+        return path
+
+    def _loaded(self, path: Path, key: EngineKey, height: int, width: int) -> RunningEngine:
+        cache = path.with_suffix(".kernels")
+        running = RunningEngine(self.package, engine.read_plan(path, key), height, width, self._device, cache)
+        if running.note is not None:
+            self._notify(running.note)
+        return running
+
+
+class TensorRtBackend:
+    """Runs a generator's engines; see backends.WholeBackend.
+
+    beside: what runs the same in half precision by torch.
+    """
+
+    def __init__(self, generator: Generator, beside: TorchModuleBackend, engines: Engines) -> None:
+        self.device = beside.device
+        self.description = f"{beside.description}, {engines.package.title}"
+        self.bytes_per_pixel = beside.bytes_per_pixel
+        self._beside = beside
+        self._engines = engines
+        self._scale = generator.norm_scale.detach().float().to(self.device)
+        self._shift = generator.norm_shift.detach().float().to(self.device)
+
+    @property
+    def in_float32(self) -> TorchModuleBackend | None:
+        return self._beside.in_float32
+
+    def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
+        height, width = image.shape[2:]
+        with torch.inference_mode(), memory_error(image):
+            running = self._engines.running("exact" if statistics is None else "given", height, width)
+            if running is None:
+                return self._beside.enhance(image, statistics, out)
+            inputs = {engine.IMAGE: image}
+            if statistics is not None:
+                gain, bias = statistics.gain_and_bias(self._scale, self._shift)
+                if len(gain) != 1:
+                    raise ValueError(f"statistics of one frame can be applied, these are of {len(gain)}")
+                inputs |= {engine.GAIN: gain[0], engine.BIAS: bias[0]}
+            enhanced = running.run(inputs)[engine.ENHANCED]
+            return enhanced.clone() if out is None else out.copy_(enhanced)
+
+    def measure(
+        self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
+    ) -> tuple[Tensor, Statistics]:
+        return self._beside.measure(image, statistics, interior)
+
+    def statistics(self, image: Tensor) -> Statistics:
+        height, width = image.shape[2:]
+        with torch.inference_mode(), memory_error(image):
+            running = self._engines.running("measuring", height, width)
+            if running is None:
+                return self._beside.statistics(image)
+            outputs = running.run({engine.IMAGE: image})
+            found = Statistics(outputs[engine.MEAN][None].clone(), outputs[engine.VARIANCE][None].clone())
+            if is_finite(found):
+                return found
+        return self._beside.statistics(image)
+
+    def measure_next(self, image: Tensor, before: Statistics, interior: Region = WHOLE) -> Statistics:
+        return self._beside.measure_next(image, before, interior)
+
+
+class TensorRtTableBackend:
+    """Runs a table network's engines; see backends.Backend. beside: what finds the values of a scene, by torch."""
+
+    in_float32 = None
+
+    def __init__(self, beside: TableBackend, engines: Engines) -> None:
+        self.device = beside.device
+        self.description = f"{beside.description}, {engines.package.title}"
+        self._beside = beside
+        self._engines = engines
+
+    def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
+        height, width = image.shape[2:]
+        with torch.inference_mode(), memory_error(image):
+            own = self._beside.statistics(image) if statistics is None else statistics
+            running = self._engines.running("given", height, width)
+            if running is None:
+                return self._beside.enhance(image, own, out)
+            enhanced = running.run({engine.IMAGE: image, engine.MEAN: own.mean[:, 0]})[engine.ENHANCED]
+            return enhanced.clone() if out is None else out.copy_(enhanced)
+
+    def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+        own = self.statistics(image)
+        return self.enhance(image, statistics or own), own
+
+    def statistics(self, image: Tensor) -> Statistics:
+        return self._beside.statistics(image)
