@@ -74,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _cameras(arguments[1:])
             if arguments[:1] == ["doctor"]:
                 return _doctor(arguments[1:])
+            if arguments[:1] == ["build"]:
+                from dped_live import build
+
+                return build.main(arguments[1:])
             if arguments[:1] in (["train"], ["evaluate"]):
                 from dped_live.training import cli as training
 
@@ -98,8 +102,9 @@ def _enhance_parser() -> argparse.ArgumentParser:
         prog="dped-live",
         description="Make photos and videos look as if a good camera had taken them.",
         epilog="Other commands: dped-live doctor (what works on this machine), dped-live cameras (list them), "
-        "dped-live models (list and fetch the networks), dped-live train (make one of your own from pairs of pictures) "
-        "and dped-live evaluate (measure one); each has its own --help. "
+        "dped-live models (list and fetch the networks), dped-live build (engines for NVIDIA cards), "
+        "dped-live train (make one of your own from pairs of pictures) and dped-live evaluate (measure one); each has "
+        "its own --help. "
         "An option's default can be set by an environment variable, DPED_LIVE_MODEL=sony for instance.",
     )
     parser.add_argument("inputs", nargs="*", metavar="INPUT", type=Path, help="photos, videos and folders of them")

@@ -39,7 +39,7 @@ CHANNELS = 8
 REACH = 4
 """How far, in pixels, the filter looks."""
 
-_UNIT = 3.0
+UNIT = 3.0
 """What a difference of 1 between values counts in Statistics. With it a distance of scenes means about what it does for
 DPED's networks, to which the thresholds of those who choose statistics belong (benchmarks/NOTES.md)."""
 
@@ -163,8 +163,8 @@ class Detail(nn.Module):
 class TableNetwork(nn.Module):
     """RGB picture in, enhanced RGB picture out.
 
-    The values of a scene are told as Statistics, like those of Generator: the means are the values times _UNIT,
-    (frames, 1, VALUES), the variances are 1. So the distance of two scenes is _UNIT times the root mean square
+    The values of a scene are told as Statistics, like those of Generator: the means are the values times UNIT,
+    (frames, 1, VALUES), the variances are 1. So the distance of two scenes is UNIT times the root mean square
     difference of their values.
     """
 
@@ -187,11 +187,11 @@ class TableNetwork(nn.Module):
     def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
         """Enhance pictures as `forward` does, and return their own statistics, with one frame for each."""
         own = self.statistics(image)
-        return self.enhanced(image, values_of(statistics) if statistics else own.mean[:, 0] / _UNIT), own
+        return self.enhanced(image, values_of(statistics) if statistics else own.mean[:, 0] / UNIT), own
 
     def statistics(self, image: Tensor) -> Statistics:
         """The pictures' own, as `measure` finds them, without the pictures."""
-        means = _UNIT * self.scene(image)[:, None]
+        means = UNIT * self.scene(image)[:, None]
         return Statistics(means, torch.ones_like(means))
 
     def enhanced(self, image: Tensor, values: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ def values_of(statistics: Statistics) -> Tensor:
     """The values (1, VALUES) of one frame's statistics. Raises ValueError if they are of more or of another network."""
     if statistics.mean.shape != (1, 1, VALUES):
         raise ValueError(f"statistics of one frame and {VALUES} values can be applied, not {statistics.mean.shape}")
-    return statistics.mean[:, 0] / _UNIT
+    return statistics.mean[:, 0] / UNIT
 
 
 def _strips(image: Tensor, reach: int) -> Iterator[tuple[slice, int, int]]:

@@ -32,7 +32,8 @@ LAYERS = [
     {"generator", "table_kernels", "table_network"},
     {"network", "table_filter"},
     {"surrogate"},
-    {"weights", "backends", "sources", "sinks"},
+    {"weights", "sources", "sinks"},
+    {"backends"},
     {"scene_statistics"},
     {"live_statistics"},
     {"enhance", "follower"},
@@ -40,7 +41,7 @@ LAYERS = [
     {"live"},
     {"batch", "doctor"},
     {"terminal"},
-    {"report"},
+    {"report", "build"},
     {"cli"},
     {"__main__"},
 ]
@@ -117,7 +118,7 @@ def test_cv2_is_imported_before_av(module: str) -> None:
     assert result.stdout.strip() in ("['cv2', 'av']", "['cv2']", "[]")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["build"]])
 def test_help_needs_neither_torch_nor_av(command: list[str]) -> None:
     code = (
         "import sys, dped_live.cli\n"
