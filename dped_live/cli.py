@@ -30,7 +30,7 @@ from dped_live.report import JsonReport, Report
 from dped_live.terminal import LINE_EVERY, Interrupt, fetch_progress, ignore, interruptible, say
 
 if TYPE_CHECKING:
-    from dped_live.backends import Backend
+    from dped_live.backends import Backend, Runner
     from dped_live.batch import Job, Settings
     from dped_live.doctor import Check
     from dped_live.live import LiveSource
@@ -44,7 +44,7 @@ _LEAST_TILE = 64
 _PREVIEW_PORT = 8080
 
 _FROM_ENVIRONMENT = (
-    *("model", "strength", "statistics", "device", "precision", "tile"),
+    *("model", "strength", "statistics", "device", "backend", "precision", "tile"),
     *("codec", "crf", "preset", "pix-fmt", "deinterlace", "hdr", "decode"),
 )
 """Options whose default may be set by DPED_LIVE_NAME."""
@@ -202,6 +202,13 @@ def _enhance_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("compute")
     group.add_argument(
         "--device", metavar="auto|cpu|cuda[:N]", default="auto", help="what computes (default: %(default)s)"
+    )
+    group.add_argument(
+        "--backend",
+        choices=["auto", "torch", "tensorrt"],
+        default="auto",
+        help="what runs the network on an NVIDIA card: TensorRT by engines, which are built when they are first needed, "
+        "or torch (default: %(default)s: TensorRT for videos and live pictures where it is installed and works)",
     )
     group.add_argument(
         "--precision",
@@ -408,7 +415,10 @@ def _enhance(arguments: list[str]) -> int:
     with fetch_progress(options.quiet) as fetched:
         network = weights.load(options.model, progress=fetched, notify=report.tell)
     digest = weights.digest(network)  # now: the backend may change what it is given
-    backend = open_backend(network, options.device, options.precision, options.tile, report.tell)
+    # A photo takes less time by torch than its engine to be built, and the next one has another size.
+    only_photos = options.backend == "auto" and all(job.is_photo for job in plan.jobs)
+    runner = "torch" if only_photos else options.backend
+    backend = open_backend(network, options.device, options.precision, options.tile, report.tell, runner)
     report.ready(backend.description)
     settings = batch.Settings(
         follow=_filter_of(options.model) if options.follow == "on" else None,
@@ -493,10 +503,11 @@ def _live(options: argparse.Namespace) -> int:
         with fetch_progress(options.quiet) as fetched:
             return weights.load(model, progress=fetched, notify=tell)
 
-    def open_(network: Network, model: str) -> Backend:
+    def open_(network: Network, model: str, runner: Runner = options.backend) -> Backend:
         # Where lite only helps out, what is asked of another model is not asked of it.
         helps_out = model == weights.LITE != options.model
-        return open_backend(network, options.device, "auto" if helps_out else options.precision, options.tile, tell)
+        precision = "auto" if helps_out else options.precision
+        return open_backend(network, options.device, precision, options.tile, tell, runner)
 
     def rungs(model: str) -> list[Rung]:
         network = network_of(model)
@@ -510,7 +521,8 @@ def _live(options: argparse.Namespace) -> int:
             from dped_live.follower import Follower
 
             tell(f"{model} can be followed; getting ready, the first time takes some seconds")
-            follower = Follower(open_(network, model), backend, filter_, LivePolicy(), live=True)
+            # It gives the network parts of many sizes.
+            follower = Follower(open_(network, model, "torch"), backend, filter_, LivePolicy(), live=True)
             found.append(Rung(lambda: follower.state, follower, follower, is_quick=True))
         lite = backend if model == weights.LITE else open_(network_of(weights.LITE), weights.LITE)
         if lite is not backend:

@@ -311,7 +311,7 @@ def _gpus() -> Iterator[Check]:
         driver = f"driver {cards[0].driver}, " if cards else ""
         description = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, {driver}"
         try:
-            backend = open_backend(generator, f"cuda:{number}")
+            backend = open_backend(generator, f"cuda:{number}", runner="torch")
             precision = backend.description.split(", ")[-1]
             check = _computed(name, backend, description + precision, "use --device cpu")
         except RuntimeError as error:

@@ -156,9 +156,12 @@ def _trial(rung: Rung, frame: Frame, allowed: float) -> float:
     """About how many seconds a frame will take, found in not much more than `allowed`."""
     height, width = frame.format.height, frame.format.width
     device = rung.backend.device
-    statistics = rung.backend.statistics(torch.full((1, 3, 64, 64), 0.5, device=device))
+    # On a GPU the whole picture at once: it is quick, and what is prepared for a size is then ready.
+    is_on_gpu = device.type != "cpu"
+    measured = (height, width) if is_on_gpu else (64, 64)
+    statistics = rung.backend.statistics(torch.full((1, 3, *measured), 0.5, device=device))
     estimate = 0.0
-    for side in (1,) if rung.is_quick else _TRIAL_SIDES:
+    for side in (1,) if rung.is_quick or is_on_gpu else _TRIAL_SIDES:
         picture = torch.full((1, 3, max(8, height // side), max(8, width // side)), 0.5, device=device)
         seconds = min(_timed(rung.backend, picture, statistics) for _ in range(2))
         # What does not grow with the picture counts too often: an upper bound.

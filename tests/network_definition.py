@@ -29,9 +29,7 @@ def run(trt: Any, definition: Any, inputs: dict[str, Tensor]) -> dict[str, Tenso
         output = layer.get_output(0)
         result = _computed(trt, layer, arguments, output)
         values[output.name] = result.to(_dtype(trt, output.dtype)) if result.is_floating_point() else result
-    return {
-        output.name: values[output.name] for output in map(definition.get_output, range(definition.num_outputs))
-    }
+    return {output.name: values[output.name] for output in map(definition.get_output, range(definition.num_outputs))}
 
 
 def _dtype(trt: Any, kind: Any) -> torch.dtype:

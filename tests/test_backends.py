@@ -56,7 +56,7 @@ def check(actual: torch.Tensor, expected: torch.Tensor, precision: Precision) ->
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (7, 5), (67, 101), (96, 64)])
 def test_enhances_as_the_generator(choice: Choice, network: tuple[int, int], size: tuple[int, int]) -> None:
     generator, image = random_generator(*network), picture(*size)
-    backend = open_backend(generator, *choice)
+    backend = open_backend(generator, *choice, runner="torch")
     with torch.inference_mode():
         expected = generator(image)
     # Twice: buffers are kept, and what the first run left in them must not show.
@@ -66,7 +66,7 @@ def test_enhances_as_the_generator(choice: Choice, network: tuple[int, int], siz
 
 def test_applies_and_measures_statistics_as_the_generator(choice: Choice) -> None:
     generator, image = random_generator(16, 3), picture(45, 70)
-    backend = open_backend(generator, *choice)
+    backend = open_backend(generator, *choice, runner="torch")
     with torch.inference_mode():
         other = generator.measure(picture(30, 30, seed=1) * 0.5)[1]
         expected, exact_statistics = generator.measure(image)
@@ -83,7 +83,7 @@ def test_applies_and_measures_statistics_as_the_generator(choice: Choice) -> Non
 
 def test_sizes_may_change_between_frames(choice: Choice) -> None:
     generator = random_generator()
-    backend = open_backend(generator, *choice)
+    backend = open_backend(generator, *choice, runner="torch")
     for size in ((40, 30), (12, 50), (40, 30), (41, 30)):
         image = picture(*size)
         with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_sizes_may_change_between_frames(choice: Choice) -> None:
 
 
 def test_a_result_belongs_to_the_caller(choice: Choice) -> None:
-    backend = open_backend(random_generator(), *choice)
+    backend = open_backend(random_generator(), *choice, runner="torch")
     first = backend.enhance(picture(20, 20).to(backend.device))
     kept = first.clone()
     backend.enhance(picture(20, 20, seed=1).to(backend.device))
@@ -99,7 +99,7 @@ def test_a_result_belongs_to_the_caller(choice: Choice) -> None:
 
 
 def test_the_input_is_left_alone(choice: Choice) -> None:
-    backend = open_backend(random_generator(), *choice)
+    backend = open_backend(random_generator(), *choice, runner="torch")
     image = picture(20, 20).to(backend.device)
     before = image.clone()
     backend.enhance(image)
@@ -107,7 +107,7 @@ def test_the_input_is_left_alone(choice: Choice) -> None:
 
 
 def test_the_result_can_replace_the_input(choice: Choice) -> None:
-    backend = open_backend(random_generator(), *choice)
+    backend = open_backend(random_generator(), *choice, runner="torch")
     image = picture(90, 71).to(backend.device)
     for statistics in (None, backend.measure(image)[1]):
         expected = backend.enhance(image, statistics)

@@ -1,8 +1,8 @@
 """A TensorRT engine on a card: its buffers, its CUDA graph, its warm-up.
 
-tensorrt-rtx compiles an engine's kernels for the card when it is first loaded, keeps them in a runtime cache, which lies
-in a file beside the engine, and captures CUDA graphs by itself. With tensorrt torch captures them. Both need a stream
-other than CUDA's default one.
+tensorrt-rtx compiles an engine's kernels for the card when it is first loaded, keeps them in a runtime cache, which is
+written to a file beside the engine, and captures CUDA graphs by itself. With tensorrt torch captures them. Both need a
+stream other than CUDA's default one.
 """
 
 from __future__ import annotations
@@ -59,12 +59,15 @@ class RunningEngine:
             if self._engine is None:
                 raise UnusableEngineError(self._last_complaint())
             check_memory(device, self._engine.device_memory_size_v2, height, width)
-            self._config, self._cache = self._configured(cache) if package.is_rtx else (None, None)
-            self._context = (
-                self._engine.create_execution_context()
-                if self._config is None
-                else self._engine.create_execution_context(runtime_config=self._config)
-            )
+            if package.is_rtx:
+                self._config = self._configured()
+                self._kernels = self._config.create_runtime_cache()
+                with contextlib.suppress(FileNotFoundError):
+                    self._kernels.deserialize(cache.read_bytes())  # it refuses what another version or card has left
+                self._config.set_runtime_cache(self._kernels)
+                self._context = self._engine.create_execution_context(runtime_config=self._config)
+            else:
+                self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise TooLargeError(
                     f"{package.title} cannot prepare the engine for {width}x{height} ({self._last_complaint()}); "
@@ -73,8 +76,8 @@ class RunningEngine:
             self._buffers = self._bound(height, width)
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._warm_up()
-            if self._cache is not None:
-                _keep(self._cache, cache)
+            if package.is_rtx:
+                _keep(self._kernels, cache)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """All outputs for all inputs, float32 on the device, by name. What is returned is valid until the next run.
@@ -90,18 +93,14 @@ class RunningEngine:
                 self._execute(stream)
         return self._buffers
 
-    def _configured(self, cache: Path) -> tuple[Any, Any]:
-        """How tensorrt-rtx runs the engine, and its runtime cache."""
+    def _configured(self) -> Any:
+        """How tensorrt-rtx runs the engine."""
         trt = self._package.module
         config = self._engine.create_runtime_config()
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         # Compiled at once: otherwise the first pictures would be slower than the others.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        kernels = config.create_runtime_cache()
-        with contextlib.suppress(FileNotFoundError):
-            kernels.deserialize(cache.read_bytes())  # which refuses what another version or card has left
-        config.set_runtime_cache(kernels)
-        return config, kernels
+        return config
 
     def _bound(self, height: int, width: int) -> dict[str, Tensor]:
         """A buffer for each input and output."""

@@ -5,6 +5,7 @@ What there is no engine for, such as the statistics of parts of a picture, is do
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import sys
@@ -107,7 +108,7 @@ class Engines:
         self._targets = [capability] if capability == "7.5" else [None, capability] if package.is_rtx else [None]
         self._running: dict[tuple[Mode, int, int], RunningEngine | None] = {}
         self._built: set[tuple[int, int]] = set()
-        self._has_given_up = False
+        self._has_given_up = self._has_told = False
 
     def running(self, statistics: Mode, height: int, width: int) -> RunningEngine | None:
         """The engine for pictures of a size, built if there is none; None: use torch. Raises TooLargeError."""
@@ -116,40 +117,58 @@ class Engines:
             if self._has_given_up:
                 return None
             try:
-                self._running[which] = self._opened(*which)
-            except (BackendError, UnusableEngineError) as error:
-                if self._required or isinstance(error, TooLargeError):
+                self._running[which] = self._opened_with_room(*which)
+            except BackendError as error:
+                # Of a picture that is too large there are parts that are not.
+                has_parts = isinstance(error, TooLargeError) and isinstance(self._network, Generator)
+                if self._required or has_parts:
                     raise
                 self._has_given_up = True
                 self._notify(f"{error}; going on with torch")
                 return None
         return self._running[which]
 
+    def _opened_with_room(self, statistics: Mode, height: int, width: int) -> RunningEngine | None:
+        try:
+            return self._opened(statistics, height, width)
+        except TooLargeError:
+            if not self._running:
+                raise
+        # Those of other sizes, which may not be needed again.
+        self._running.clear()
+        return self._opened(statistics, height, width)
+
     def _opened(self, statistics: Mode, height: int, width: int) -> RunningEngine | None:
         per_pixel = _BYTES * self._network.channels if isinstance(self._network, Generator) else _TABLE_BYTES
         check_memory(self._device, per_pixel * height * width, height, width)
-        key = self._key(statistics, height, width, self._targets[0])
         found = self._found(statistics, height, width)
         if found is None:
             if not self._required and (height, width) not in self._built and len(self._built) == _SIZES:
-                self._notify(
-                    f"pictures of other sizes, such as {width}x{height}, are computed by torch; "
-                    f"dped-live build --size {width}x{height} makes engines for one"
-                )
+                self._tell_of_torch(height, width)
                 return None
+            key = self._key(statistics, height, width, self._targets[0])
             found = self._newly_built(key), key
         path, key = found
         try:
             return self._loaded(path, key, height, width)
         except UnusableEngineError as error:
             self._notify(f"{path}: TensorRT does not take it ({error}); building it anew")
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         try:
             return self._loaded(self._newly_built(key), key, height, width)
         except UnusableEngineError as error:
             raise BackendError(
                 f"{self.package.title} does not take the engine that it has just built ({error}); use --backend torch"
             ) from error
+
+    def _tell_of_torch(self, height: int, width: int) -> None:
+        if not self._has_told:
+            self._has_told = True
+            self._notify(
+                f"pictures of further sizes, such as {width}x{height}, are computed by torch; "
+                f"dped-live build --size {width}x{height} makes engines for one"
+            )
 
     def _key(self, statistics: Mode, height: int, width: int, target: str | None, dynamic: bool = False) -> EngineKey:
         return engine.key_for(self._network, statistics, "float32", height, width, dynamic, self.package, target)
@@ -165,9 +184,9 @@ class Engines:
             if height <= tall and width <= wide and min(height, width) >= engine.LEAST_SIDE:
                 keys += [self._key(statistics, tall, wide, target, dynamic=True) for target in self._targets]
         for key in keys:
-            path = engine.find(key, [self._folder], self._notify)
-            if path is not None:
-                return path, key
+            whole = engine.find(key, [self._folder], self._notify)
+            if whole is not None:
+                return whole, key
         return None
 
     def _newly_built(self, key: EngineKey) -> Path:
