@@ -30,7 +30,7 @@ from dped_live.report import JsonReport, Report
 from dped_live.terminal import LINE_EVERY, Interrupt, fetch_progress, ignore, interruptible, say
 
 if TYPE_CHECKING:
-    from dped_live.backends import Backend, Runner
+    from dped_live.backends import Backend, Precision, Runner
     from dped_live.batch import Job, Settings
     from dped_live.doctor import Check
     from dped_live.live import LiveSource
@@ -207,8 +207,8 @@ def _enhance_parser() -> argparse.ArgumentParser:
         "--backend",
         choices=["auto", "torch", "tensorrt"],
         default="auto",
-        help="what runs the network on an NVIDIA card: TensorRT by engines, which are built when they are first needed, "
-        "or torch (default: %(default)s: TensorRT for videos and live pictures where it is installed and works)",
+        help="what runs the network on an NVIDIA card: tensorrt, by engines, which are built when they are first "
+        "needed; or torch (default: %(default)s: TensorRT for videos and live pictures where it is there and works)",
     )
     group.add_argument(
         "--precision",
@@ -417,7 +417,7 @@ def _enhance(arguments: list[str]) -> int:
     digest = weights.digest(network)  # now: the backend may change what it is given
     # A photo takes less time by torch than its engine to be built, and the next one has another size.
     only_photos = options.backend == "auto" and all(job.is_photo for job in plan.jobs)
-    runner = "torch" if only_photos else options.backend
+    runner: Runner = "torch" if only_photos else options.backend
     backend = open_backend(network, options.device, options.precision, options.tile, report.tell, runner)
     report.ready(backend.description)
     settings = batch.Settings(
@@ -506,7 +506,7 @@ def _live(options: argparse.Namespace) -> int:
     def open_(network: Network, model: str, runner: Runner = options.backend) -> Backend:
         # Where lite only helps out, what is asked of another model is not asked of it.
         helps_out = model == weights.LITE != options.model
-        precision = "auto" if helps_out else options.precision
+        precision: Precision = "auto" if helps_out else options.precision
         return open_backend(network, options.device, precision, options.tile, tell, runner)
 
     def rungs(model: str) -> list[Rung]:

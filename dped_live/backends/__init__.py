@@ -191,11 +191,12 @@ def _engines(network: Network, device: torch.device, runner: Runner, notify: Cal
 
     if runner == "auto" and not tensorrt.is_installed():
         return None
+    capability = torch.cuda.get_device_capability(device)
     try:
-        package = tensorrt.package_for(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+        package = tensorrt.package_for(torch.cuda.get_device_name(device), capability)
     except BackendError as error:
         if runner == "tensorrt":
             raise
         notify(f"{error}; going on with torch")
         return None
-    return tensorrt.Engines(network, device, package, required=runner == "tensorrt", notify=notify)
+    return tensorrt.Engines(network, device, package, capability, required=runner == "tensorrt", notify=notify)

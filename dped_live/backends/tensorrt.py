@@ -83,8 +83,8 @@ def is_installed() -> bool:
 class Engines:
     """The engines of one network on one card.
 
-    required: raise BackendError where there is none, instead of telling `notify` and doing without.
-    folder: where they are kept.
+    capability: the card's compute capability. required: raise BackendError where there is no engine, instead of telling
+    `notify` and doing without. folder: where they are kept.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Engines:
         network: Network,
         device: torch.device,
         package: Package,
+        capability: tuple[int, int],
         *,
         required: bool,
         notify: Callable[[str], None],
@@ -103,9 +104,11 @@ class Engines:
         self._required = required
         self._notify = notify
         self._folder = engine.engine_folder() if folder is None else folder
-        capability = "{}.{}".format(*torch.cuda.get_device_capability(device)) if package.is_rtx else None
-        # An engine for Turing is for nothing else unless asked for; see Package.target.
-        self._targets = [capability] if capability == "7.5" else [None, capability] if package.is_rtx else [None]
+        # What engines are usually for, and for this card alone; Turing is not among the usual. See Package.target.
+        own = "{}.{}".format(*capability)
+        self._targets: list[str | None] = [None]
+        if package.is_rtx:
+            self._targets = [own] if own == "7.5" else [None, own]
         self._running: dict[tuple[Mode, int, int], RunningEngine | None] = {}
         self._built: set[tuple[int, int]] = set()
         self._has_given_up = self._has_told = False
