@@ -6,6 +6,7 @@ computes is what the engine is asked to be.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,27 +52,23 @@ def _computed(trt: Any, layer: Any, arguments: list[Tensor], output: Any) -> Ten
         layer.__class__ = trt.IConvolutionLayer
         kernel = torch.from_numpy(np.array(layer.kernel))
         kernel = kernel.reshape(layer.num_output_maps, x.shape[1], *layer.kernel_size_nd)
-        bias = torch.from_numpy(np.array(layer.bias)) if layer.bias.size else None
+        bias = torch.from_numpy(np.array(layer.bias)).float() if layer.bias.size else None
         assert x.dtype == kernel.dtype
+        padding, dilation = tuple(layer.padding_nd), tuple(layer.dilation_nd)
         # Half is accumulated in float32 on a GPU.
-        arguments = [x.float(), kernel.float()]
-        dilation, padding = tuple(layer.dilation_nd), tuple(layer.padding_nd)
-        convolved: Tensor = F.conv2d(
-            *arguments, bias=None if bias is None else bias.float(), padding=padding, dilation=dilation
-        )
-        return convolved
+        return F.conv2d(x.float(), kernel.float(), bias, padding=padding, dilation=dilation)
     if kind == kinds.ACTIVATION:
         layer.__class__ = trt.IActivationLayer
-        return {trt.ActivationType.RELU: torch.relu, trt.ActivationType.TANH: torch.tanh}[layer.type](x)
+        return torch.relu(x) if layer.type == trt.ActivationType.RELU else torch.tanh(x)
     if kind == kinds.UNARY:
         layer.__class__ = trt.IUnaryLayer
-        unary = trt.UnaryOperation
-        functions = {unary.FLOOR: torch.floor, unary.SQRT: torch.sqrt, unary.RECIP: torch.reciprocal}
-        return functions[layer.op](x)
+        if layer.op == trt.UnaryOperation.FLOOR:
+            return x.floor()
+        return x.sqrt() if layer.op == trt.UnaryOperation.SQRT else x.reciprocal()
     if kind == kinds.ELEMENTWISE:
         layer.__class__ = trt.IElementWiseLayer
         operation = trt.ElementWiseOperation
-        binary = {
+        binary: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
             operation.SUM: torch.add,
             operation.SUB: torch.sub,
             operation.PROD: torch.mul,
@@ -81,9 +78,9 @@ def _computed(trt: Any, layer: Any, arguments: list[Tensor], output: Any) -> Ten
             operation.GREATER: torch.gt,
         }
         assert x.ndim == arguments[1].ndim
-        return binary[layer.op](*arguments)
+        return binary[layer.op](arguments[0], arguments[1])
     if kind == kinds.SELECT:
-        return torch.where(*arguments)
+        return torch.where(arguments[0], arguments[1], arguments[2])
     if kind == kinds.REDUCE:
         layer.__class__ = trt.IReduceLayer
         axes = [axis for axis in range(x.ndim) if layer.axes >> axis & 1]

@@ -235,7 +235,7 @@ def generator(graph: Graph, network: Generator, mode: Mode) -> None:
                 y = graph.add(graph.multiply(graph.cast(y, single), gains[norm]), biases[norm])
             else:
                 scale, shift = _single(network.norm_scale[norm]), _single(network.norm_shift[norm])
-                y, mean, variance = _normalised(graph, y, scale[None, :, None, None], shift[None, :, None, None])
+                y, mean, variance = normalised(graph, y, scale[None, :, None, None], shift[None, :, None, None])
                 means.append(mean)
                 variances.append(variance)
             y = graph.cast(graph.relu(y), half)
@@ -258,7 +258,7 @@ def _convolved(graph: Graph, x: Any, layer: nn.Module) -> Any:
     return graph.convolution(x, kernel, bias, padding=kernel.shape[2] // 2)
 
 
-def _normalised(graph: Graph, y: Any, scale: Array, shift: Array) -> tuple[Any, Any, Any]:
+def normalised(graph: Graph, y: Any, scale: Array, shift: Array) -> tuple[Any, Any, Any]:
     """Instance norm of half (1, C, H, W), in float32, and the mean and variance (1, C, 1, 1) that it found.
 
     Written out, because TensorRT's own layer, and whatever uses a float32 copy of y twice, keeps that copy in memory:
