@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from dped_live import weights
-from dped_live.backends import Backend, Runner, engine, open_backend, tensorrt
+from dped_live.backends import Backend, Runner, engine, engine_export, open_backend, tensorrt
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
 from dped_live.statistics import Statistics
@@ -118,7 +119,25 @@ def test_cards_of_tensorrt_rtx(capability: tuple[int, int]) -> None:
     assert tensorrt.package_for("a card", capability).name == "tensorrt_rtx"
 
 
+@without_gpu
+def test_torch_tensorrt_is_refused_without_a_card() -> None:
+    with pytest.raises(BackendError) as raised:
+        engine_export.key_for_module(NETWORK, 64, 64)
+    assert str(raised.value) == (
+        "--via torch-tensorrt: it cannot even be loaded without an NVIDIA card, and torch finds none here; without "
+        "--via the networks of dped-live are built on any machine"
+    )
+
+
 # Which engine is taken.
+
+
+@needs_rtx
+def test_what_another_builder_makes_is_kept_by_the_same_rules(tmp_path: Path) -> None:
+    key = replace(engines(tmp_path, print)._key("exact", 20, 20, None), graph="torch-tensorrt 0")
+    path = engine.build(NETWORK, key, tmp_path, lambda *_: True, lambda *_: b"a plan")
+    assert engine.read_plan(path, key) == b"a plan"
+    assert engine.find(engines(tmp_path, print)._key("exact", 20, 20, None), [tmp_path]) is None
 
 
 @needs_rtx

@@ -314,12 +314,18 @@ def _plan(path: Path, key: EngineKey) -> bytes:
 # Building.
 
 
-def build(network: Network, key: EngineKey, folder: Path, progress: Progress) -> Path:
+def build(
+    network: Network,
+    key: EngineKey,
+    folder: Path,
+    progress: Progress,
+    make: Callable[[Network, EngineKey, Progress], bytes] | None = None,
+) -> Path:
     """The engine of this key in a folder, built unless it is there and whole. Returns its file.
 
-    network: the one that the key was made for. Processes that build into one folder wait for one another; what another
-    one has built meanwhile is taken. The file is there only when it is complete. Raises BackendError if it cannot be
-    built or written, and KeyboardInterrupt if `progress` ends it.
+    network: the one that the key was made for. make: what builds the plan; None for build_plan. Processes that build
+    into one folder wait for one another; what another one has built meanwhile is taken. The file is there only when it
+    is complete. Raises BackendError if it cannot be built or written, and KeyboardInterrupt if `progress` ends it.
     """
     path = folder / key.file_name
     lock = filelock.FileLock(folder / ".lock")
@@ -332,7 +338,7 @@ def build(network: Network, key: EngineKey, folder: Path, progress: Progress) ->
             lock.acquire()
         try:
             if find(key, [folder]) is None:
-                plan = build_plan(network, key, progress)
+                plan = (make or build_plan)(network, key, progress)
                 claims = {"key": asdict(key), "size": len(plan), "sha256": hashlib.sha256(plan).hexdigest()}
                 weights.replace_file(path, FORMAT + json.dumps(claims).encode() + b"\n" + plan)
         finally:

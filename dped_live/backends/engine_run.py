@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dped_live import weights
-from dped_live.backends.engine import IMAGE, Package
+from dped_live.backends import engine_export
+from dped_live.backends.engine import ENHANCED, IMAGE, Package
 from dped_live.errors import BackendError, TooLargeError
 
 _WARM_UP = 3
@@ -103,7 +104,7 @@ class RunningEngine:
         return config
 
     def _bound(self, height: int, width: int) -> dict[str, Tensor]:
-        """A buffer for each input and output."""
+        """A buffer for each input and output, by our name for it."""
         if not self._context.set_input_shape(IMAGE, (1, 3, height, width)):
             raise UnusableEngineError(self._last_complaint())
         buffers = {}
@@ -111,8 +112,9 @@ class RunningEngine:
             name = self._engine.get_tensor_name(number)
             if self._engine.get_tensor_dtype(name) != self._package.module.float32:
                 raise UnusableEngineError(f"its {name} is not float32")
-            buffers[name] = torch.zeros(tuple(self._context.get_tensor_shape(name)), device=self._device)
-            self._context.set_tensor_address(name, buffers[name].data_ptr())
+            buffer = torch.zeros(tuple(self._context.get_tensor_shape(name)), device=self._device)
+            self._context.set_tensor_address(name, buffer.data_ptr())
+            buffers[ENHANCED if name == engine_export.ENHANCED else name] = buffer
         return buffers
 
     def _warm_up(self) -> None:

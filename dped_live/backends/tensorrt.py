@@ -10,13 +10,14 @@ import ctypes
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dped_live.backends import engine
+from dped_live.backends import engine, engine_export
 from dped_live.backends.engine import EngineKey, Mode, Package
 from dped_live.backends.engine_run import RunningEngine, UnusableEngineError, check_memory
 from dped_live.backends.table import TableBackend
@@ -138,6 +139,7 @@ class Engines:
             if not self._running:
                 raise
         # Those of other sizes, which may not be needed again.
+        torch.cuda.synchronize(self._device)
         self._running.clear()
         return self._opened(statistics, height, width)
 
@@ -186,6 +188,8 @@ class Engines:
         for tall, wide in sorted(sizes, key=lambda size: size[0] * size[1]):
             if height <= tall and width <= wide and min(height, width) >= engine.LEAST_SIDE:
                 keys += [self._key(statistics, tall, wide, target, dynamic=True) for target in self._targets]
+        if statistics == "exact" and (exported := engine_export.graph()) is not None:
+            keys += [replace(key, graph=exported) for key in keys]
         for key in keys:
             whole = engine.find(key, [self._folder], self._notify)
             if whole is not None:
