@@ -63,8 +63,9 @@ class RunningEngine:
             if package.is_rtx:
                 self._config = self._configured()
                 self._kernels = self._config.create_runtime_cache()
-                with contextlib.suppress(FileNotFoundError):
-                    self._kernels.deserialize(cache.read_bytes())  # it refuses what another version or card has left
+                with contextlib.suppress(OSError):  # there is none yet
+                    # It refuses what another version or card has left.
+                    self._kernels.deserialize(cache.read_bytes())
                 self._config.set_runtime_cache(self._kernels)
                 self._context = self._engine.create_execution_context(runtime_config=self._config)
             else:
