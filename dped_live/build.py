@@ -21,7 +21,7 @@ _FORMS: tuple[Form, ...] = ("float32", "uint8")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit code. Raises DpedError, and KeyboardInterrupt if it is broken off."""
+    """Run the command and return its exit code. Raises DpedError."""
     parser = argparse.ArgumentParser(
         prog="dped-live build",
         description="Build TensorRT engines, which run a network on an NVIDIA card faster than PyTorch does.",
@@ -73,15 +73,18 @@ def main(arguments: Sequence[str]) -> int:
     ]
     seconds = "some seconds" if package.is_rtx else "minutes"
     tell(f"{len(keys)} engines of {options.model} for {_cards(keys[0].target, package.is_rtx)}, by {package.title}")
-    with interruptible("stopping") as interrupt:
+    with interruptible("stopping") as interrupt, _progress(options.quiet, interrupt.asked) as progress:
         for number, key in enumerate(keys, 1):
             path = engine.find(key, [folder], tell)
             if path is not None:
                 tell(f"{number} of {len(keys)}: {key}; it is there already, {_megabytes(path)}")
             else:
                 tell(f"{number} of {len(keys)}: {key}; building it takes {seconds}")
-                with _progress(options.quiet, interrupt.asked) as progress:
+                try:
                     path = engine.build(network, key, folder, progress)
+                except KeyboardInterrupt:
+                    say("interrupted; the engines that were finished are kept")
+                    return 130
                 tell(f"built, {_megabytes(path)}")
             print(path, flush=True)
     return 0
