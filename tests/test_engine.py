@@ -291,6 +291,15 @@ def test_targets(package: Package, key: EngineKey) -> None:
     )
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_turing_cards(package: Package, dynamic: bool) -> None:
+    """They are built for only if asked for, and cannot do all that the others can."""
+    for network in (random_generator(), random_table_network()):
+        for mode in MODES[type(network)]:
+            key = key_for(network, mode, "uint8", 480, 640, dynamic, package, "7.5")
+            assert engine.build_plan(network, key, go_on)
+
+
 def test_a_target_is_what_is_built_for(package: Package) -> None:
     network = random_generator()
     plans = {
