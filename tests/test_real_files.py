@@ -123,7 +123,7 @@ def test_every_picture_goes_the_whole_way(shared: Path, tmp_path: Path, row: Row
         settings = batch.Settings(strength=0.0, encoding=Encoding(preset="ultrafast"), **cut)
         outcome = batch.enhance_video(batch.Job(path, target, False), Identity(), settings, notes.append)
         assert outcome.frames == len(frames)
-        with av.open(f"file:{target}") as container:
+        with av.open(f"file:{target}", metadata_errors="surrogateescape") as container:
             stream = container.streams.video[0]
             tick = stream.time_base
             assert tick is not None
@@ -133,7 +133,7 @@ def test_every_picture_goes_the_whole_way(shared: Path, tmp_path: Path, row: Row
         # Matroska has no times before 0: where sound begins before it (AAC does), everything is later.
         shift = shown[0] - expected[0] if suffix == ".mkv" else 0
         assert 0 <= shift <= Fraction(1, 20)
-        slack = 0 if suffix == ".mp4" else Fraction(1, 1000)
+        slack = 0 if suffix == ".mp4" else Fraction(2 if row.file in BACK_AND_FORTH else 1, 1000)
         assert [b for a, b in zip(shown, expected, strict=True) if abs(a - shift - b) > slack] == []
         if source.format.pixel_format.kind == "yuv":
             assert first.color_primaries == source.format.primaries
@@ -144,7 +144,7 @@ def test_every_picture_goes_the_whole_way(shared: Path, tmp_path: Path, row: Row
 
 
 def iter_pictures(path: Path) -> Any:
-    with av.open(f"file:{path}") as container:
+    with av.open(f"file:{path}", metadata_errors="surrogateescape") as container:
         yield from container.decode(video=0)
 
 
