@@ -14,16 +14,17 @@ from functools import cache
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dped_live.backends import Backend
 from dped_live.enhance import Enhancer, side_by_side_format
 from dped_live.errors import DpedError, InputError, OutputError
+from dped_live.frame import Hdr
 from dped_live.partial import PartialFile, partial_path, shortened
 from dped_live.pipeline import Stats, run
 from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure_scenes
 from dped_live.sinks.companion import Companion, StreamFate
-from dped_live.sinks.encoding import Encoding, encoded_format
+from dped_live.sinks.encoding import Encoding, encoded_format, lost_in
 from dped_live.sinks.file import FileSink
 from dped_live.sinks.finished_part import JobKey
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
@@ -86,13 +87,13 @@ class Settings:
     begin: Fraction | None = None
     end: Fraction | None = None
     deinterlace: bool = True
-    hdr: Literal["sdr", "keep"] = "sdr"
+    hdr: Hdr = "sdr"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A job that did not fail. frames: of the file; seconds: how long it took. kept: where an interrupted video's
-    beginning was left.
+    beginning was left; resumable: and can be gone on with.
 
     earlier: how many of the frames an earlier run had made. shortfall: why there are fewer than the source promises.
     verification: what reading a video back has found.
@@ -102,6 +103,7 @@ class Outcome:
     seconds: float
     interrupted: bool = False
     kept: Path | None = None
+    resumable: bool = False
     earlier: int = 0
     shortfall: str | None = None
     verification: Verification | None = None
@@ -389,7 +391,10 @@ def enhance_video(
     source = _open(job.source, settings)
     try:
         fmt = side_by_side_format(source.format) if settings.before_after else source.format
-        encoded = encoded_format(fmt, settings.encoding.codec)
+        encoded = encoded_format(fmt, settings.encoding)
+        lost = ", ".join(lost_in(fmt, encoded))
+        if lost and settings.strict:
+            raise OutputError(f"{job.target}: --strict, and not kept: {lost}; use another --codec or --pix-fmt")
         _make_folder(job.target.parent)
         length = None if settings.end is None else settings.end - (settings.begin or 0)
         companion = Companion(
@@ -417,7 +422,7 @@ def enhance_video(
     except BaseException:
         sink.close(complete=False)
         raise
-    notes = [*source.notes, *sink.notes]
+    notes = [*source.notes, *([f"not kept: {lost}"] if lost else []), *sink.notes]
     if earlier:
         notes.append(f"goes on after the {earlier} frames of an earlier run")
     for note in notes:
@@ -458,19 +463,22 @@ def enhance_video(
     for note in late:
         notify(note)
     return Outcome(
-        earlier + stats.written[0],
-        time.monotonic() - started,
-        stats.interrupted,
-        sink.kept,
-        earlier,
-        None if stats.interrupted else source.shortfall,
-        sink.report,
-        (*notes, *late),
+        frames=earlier + stats.written[0],
+        seconds=time.monotonic() - started,
+        interrupted=stats.interrupted,
+        kept=sink.kept,
+        resumable=key is not None and settings.follow is None,
+        earlier=earlier,
+        shortfall=None if stats.interrupted else source.shortfall,
+        verification=sink.report,
+        notes=(*notes, *late),
     )
 
 
 def _open(path: Path, settings: Settings, skip: int = 0) -> FileSource:
-    return FileSource(path, begin=settings.begin, end=settings.end, skip=skip)
+    return FileSource(
+        path, begin=settings.begin, end=settings.end, deinterlace=settings.deinterlace, hdr=settings.hdr, skip=skip
+    )
 
 
 def _look_ahead(path: Path, settings: Settings, backend: Backend, stop: Callable[[], bool]) -> Policy:

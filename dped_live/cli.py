@@ -241,7 +241,7 @@ def _enhance_parser() -> argparse.ArgumentParser:
         default="libx264",
         help="FFmpeg's name of the encoder: libx264, libx265, libsvtav1, ... (default: %(default)s)",
     )
-    group.add_argument("--crf", type=int, help="quality, lower is better (default: 17 for libx264)")
+    group.add_argument("--crf", type=int, help="quality, lower is better (default: 18 for libx264)")
     group.add_argument("--preset", help="speed of the encoder (default: veryfast for libx264)")
     group.add_argument(
         "--pix-fmt",
@@ -402,7 +402,13 @@ def _enhance(arguments: list[str]) -> int:
         strength=options.strength,
         before_after=options.before_after,
         exact=options.statistics == "exact",
-        encoding=Encoding(options.codec, options.crf, options.preset, options=tuple(options.encoder_options)),
+        encoding=Encoding(
+            options.codec,
+            options.crf,
+            options.preset,
+            pixel_format=options.pix_fmt,
+            options=tuple(options.encoder_options),
+        ),
         audio=not options.no_audio,
         overwrite=options.overwrite,
         strict=options.strict,

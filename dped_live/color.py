@@ -1,7 +1,8 @@
 """Planes <-> RGB in [0, 1], exactly: matrix, range, depth and chroma position, on any device.
 
 Matrices are derived from the luma coefficients of ITU-R BT.601, BT.709, BT.2020 (non-constant luminance), FCC 1953 and
-SMPTE 240M; ranges and quantisation from BT.709-6 and BT.2100 (H.273 section 8.3).
+SMPTE 240M; ranges and quantisation from BT.709-6 and BT.2100 (H.273 section 8.3). PQ is brought near to what SDR looks
+like, for the networks know no other; see _PQ_WHITE.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dped_live.frame import ChromaLocation, PixelFormat, VideoFormat
+from dped_live.frame import PQ, ChromaLocation, PixelFormat, VideoFormat
 
 _PIXELS = 1 << 18
 """About so many pixels are converted at a time on a CPU: they stay in its caches, and a photo of 50 megapixels, which
@@ -27,11 +28,24 @@ _LUMA = {
 """Kr and Kb: what red and blue contribute to luma."""
 
 
+_PQ_WHITE = 203.0
+"""The white of BT.2408, in cd/m2.
+
+PQ's signal is flat and grey where SDR's is not. On the way to RGB each channel becomes linear light (SMPTE ST 2084), in
+units of that white; (1 + v / peak^2) v / (1 + v) (Reinhard et al. 2002, equation 4) makes of it 0 to 1 with white at
+half; the power of 1 / 2.2 follows, and white is at 74 %, as in HLG, which is left as it is. The way back is the exact
+inverse. Light above the peak, of which there should be none, is cut off."""
+
+_M1, _M2, _C1, _C2, _C3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
+"""The constants of SMPTE ST 2084."""
+
+
 def to_rgb(planes: Sequence[Tensor], fmt: VideoFormat) -> Tensor:
     """Planes of one picture as RGB.
 
     planes: tensors as frame.PixelFormat says, uint8 or uint16, on any device.
     Returns float32 (1, 3, H, W) in [0, 1] on the same device; what lies outside RGB is clipped, as in every player.
+    Of PQ not the signal, but what looks like SDR; from_rgb has the inverse.
 
     8-bit RGB is rounded to half precision on the way, because the original reads a picture as `float16(uint8) / 255`
     (test_model.py); the difference is below 0.07 of an 8-bit level.
@@ -42,11 +56,11 @@ def to_rgb(planes: Sequence[Tensor], fmt: VideoFormat) -> Tensor:
         for rows in _rows(rgb):
             values = planes[0][rows].permute(2, 0, 1).float() / _maximum(pixel)
             rgb[0, :, rows] = values.half() if pixel.depth == 8 else values
-        return rgb
+        return _without_pq(rgb, fmt)
     luma_offset, luma_scale, chroma_offset, chroma_scale = _range(fmt)
     if pixel.kind == "gray":
         y = (planes[0].float() - luma_offset) / luma_scale
-        return rgb.copy_(y.clamp_(0, 1))
+        return _without_pq(rgb.copy_(y.clamp_(0, 1)), fmt)
     cb, cr = (_upsample((plane.float() - chroma_offset) / chroma_scale, fmt) for plane in (planes[1], planes[2]))
     kr, kb = _LUMA[fmt.matrix]
     for rows in _rows(rgb):
@@ -59,7 +73,7 @@ def to_rgb(planes: Sequence[Tensor], fmt: VideoFormat) -> Tensor:
         torch.add(y, cr[rows], alpha=-2 * (1 - kr) * kr / (1 - kr - kb), out=g)
         g.add_(cb[rows], alpha=-2 * (1 - kb) * kb / (1 - kr - kb))
         rgb[0, :, rows].clamp_(0, 1)
-    return rgb
+    return _without_pq(rgb, fmt)
 
 
 def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
@@ -68,6 +82,7 @@ def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
     rgb: float32 (1, 3, H, W), any values; H and W are those of fmt. Must not hold NaN.
     Returns tensors as frame.PixelFormat says, contiguous, on the same device.
     """
+    rgb = _with_pq(rgb, fmt)
     pixel = fmt.pixel_format
     kind = torch.uint8 if pixel.depth == 8 else torch.uint16
     if pixel.kind == "rgb":
@@ -93,6 +108,34 @@ def from_rgb(rgb: Tensor, fmt: VideoFormat) -> list[Tensor]:
             chroma = _downsample(differences.pop(0), fmt)
             planes.append(_quantise(chroma.mul_(chroma_scale / (2 * (1 - k))).add_(chroma_offset), pixel))
     return planes
+
+
+def _without_pq(rgb: Tensor, fmt: VideoFormat) -> Tensor:
+    """What looks like SDR, of RGB in PQ; written to the same tensor. Other RGB as it is."""
+    if fmt.transfer != PQ:
+        return rgb
+    peak = fmt.peak / _PQ_WHITE
+    for rows in _rows(rgb):
+        power = rgb[0, :, rows] ** (1 / _M2)
+        light = ((power - _C1).clamp_(min=0) / (_C2 - _C3 * power)) ** (1 / _M1) * (10_000 / _PQ_WHITE)
+        rgb[0, :, rows] = ((1 + light / peak**2) * light / (1 + light)).clamp_(max=1) ** (1 / 2.2)
+    return rgb
+
+
+def _with_pq(rgb: Tensor, fmt: VideoFormat) -> Tensor:
+    """The inverse of _without_pq; leaves its input as it is."""
+    if fmt.transfer != PQ:
+        return rgb
+    peak = fmt.peak / _PQ_WHITE
+    signal = torch.empty_like(rgb)
+    for rows in _rows(rgb):
+        tone = rgb[0, :, rows].clamp(0, 1) ** 2.2
+        # The positive root of v^2 / peak^2 + v (1 - tone) - tone = 0, in the form that is exact for small ones.
+        rest = 1 - tone
+        light = 2 * tone / (rest + (rest**2 + 4 * tone / peak**2).sqrt())
+        power = (light * (_PQ_WHITE / 10_000)) ** _M1
+        signal[0, :, rows] = ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
+    return signal
 
 
 def _rows(rgb: Tensor) -> Iterator[slice]:
@@ -131,19 +174,19 @@ def _cosited(location: ChromaLocation) -> tuple[bool, bool]:
 def _upsample(chroma: Tensor, fmt: VideoFormat) -> Tensor:
     """Linear interpolation of a chroma plane (h, w) to the size of luma."""
     cosited_x, cosited_y = _cosited(fmt.chroma_location)
-    if fmt.pixel_format.chroma_shift_y:
-        chroma = _double(chroma, 0, cosited_y)[: fmt.height]
-    if fmt.pixel_format.chroma_shift_x:
-        chroma = _double(chroma, 1, cosited_x)[:, : fmt.width]
+    for shift in reversed(range(fmt.pixel_format.chroma_shift_y)):
+        chroma = _double(chroma, 0, cosited_y)[: -(-fmt.height >> shift)]
+    for shift in reversed(range(fmt.pixel_format.chroma_shift_x)):
+        chroma = _double(chroma, 1, cosited_x)[:, : -(-fmt.width >> shift)]
     return chroma
 
 
 def _downsample(chroma: Tensor, fmt: VideoFormat) -> Tensor:
     """Average a full-size chroma plane to its subsampled positions; the picture's last row and column repeat."""
     cosited_x, cosited_y = _cosited(fmt.chroma_location)
-    if fmt.pixel_format.chroma_shift_x:
+    for _ in range(fmt.pixel_format.chroma_shift_x):
         chroma = _halve_columns(chroma, cosited_x)
-    if fmt.pixel_format.chroma_shift_y:
+    for _ in range(fmt.pixel_format.chroma_shift_y):
         chroma = _halve_columns(chroma.T, cosited_y).T
     return chroma
 

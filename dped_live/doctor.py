@@ -376,7 +376,7 @@ def _codec(name: str) -> Iterator[Check]:
     hardware = name in _HARDWARE_ENCODERS
     fmt = VideoFormat(_WIDTH, _HEIGHT, PIXEL_FORMATS["yuv420p"], "bt709", False, time_base=Fraction(1, 30))
     try:
-        fmt = encoded_format(fmt, name)
+        fmt = encoded_format(fmt, Encoding(name))
     except OutputError as error:
         what = "it is not in this PyAV" if error.__cause__ else "it takes none of dped-live's pixel formats"
         what = f"for {_HARDWARE_ENCODERS[name]}; {what}" if hardware else what

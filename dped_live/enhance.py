@@ -67,7 +67,7 @@ class Enhancer:
             planes = self._staging.download(color.from_rgb(rgb, fmt))
             if same:
                 _restore_borders(planes, frame, plan.area)
-            return replace(frame, planes=planes, format=fmt)
+            return replace(frame, planes=planes, format=fmt, alpha=_alpha(frame, fmt))
 
     def _enhanced(self, frame: Frame, plan: Normalisation) -> Tensor | None:
         """The frame as RGB, enhanced as much as it is to be; None where it stays as it is."""
@@ -116,8 +116,18 @@ class Enhancer:
             pair = (rgb, rgb if enhanced is None else enhanced)
             joined = torch.cat(pair if before_first else pair[::-1], dim=axis + 2)
             planes = self._staging.download(color.from_rgb(joined, fmt))
-        alpha = None if frame.alpha is None else np.concatenate((frame.alpha, frame.alpha), axis=axis)
+        alpha = _alpha(frame, fmt)
+        alpha = None if alpha is None else np.concatenate((alpha, alpha), axis=axis)
         return replace(frame, planes=planes, format=fmt, alpha=alpha)
+
+
+def _alpha(frame: Frame, fmt: VideoFormat) -> np.ndarray | None:
+    """The frame's alpha, of the depth of `fmt`."""
+    before, after = frame.format.pixel_format.depth, fmt.pixel_format.depth
+    if frame.alpha is None or before == after:
+        return frame.alpha
+    scale = ((1 << after) - 1) / ((1 << before) - 1)
+    return np.rint(frame.alpha * scale).astype(np.uint8 if after == 8 else np.uint16)
 
 
 def _restore_borders(planes: tuple[np.ndarray, ...], frame: Frame, area: Area) -> None:

@@ -15,12 +15,20 @@ ChromaLocation = Literal["left", "center", "topleft"]
 """Where a subsampled chroma sample lies among its luma samples (H.264 default: left)."""
 
 
+Hdr = Literal["sdr", "keep"]
+"""What becomes of HDR video (PQ, HLG): mapped to SDR, or kept as it is."""
+
+PQ, HLG = 16, 18
+"""The transfer functions of HDR: SMPTE ST 2084 and ARIB STD-B67 (both in ITU-R BT.2100), as code points of H.273."""
+
+
 @dataclass(frozen=True, slots=True)
 class PixelFormat:
-    """Layout of the planes. `name` is FFmpeg's.
+    """Layout of the planes. `name` is FFmpeg's for what is stored; layout.py turns one into the other.
 
     kind "yuv": three planes (H, W), chroma planes smaller by the shifts, rounded up; "gray": one plane (H, W);
-    "rgb": one plane (H, W, 3). uint8 where depth is 8, else uint16 with the value in the low `depth` bits.
+    "rgb": one plane (H, W, 3), in whatever order the channels are stored. uint8 where depth is 8, else uint16 with the
+    value in the low `depth` bits.
     """
 
     name: str
@@ -30,21 +38,63 @@ class PixelFormat:
     chroma_shift_y: int = 0
 
 
+_SUFFIXES = {8: "", 9: "9le", 10: "10le", 12: "12le", 14: "14le", 16: "16le"}
+_SUBSAMPLING = {"444": (0, 0), "422": (1, 0), "420": (1, 1), "440": (0, 1), "411": (2, 0), "410": (2, 2)}
+_ONLY = {"440": (8, 10, 12), "411": (8,), "410": (8,)}
+"""Where FFmpeg has not every depth."""
+
 PIXEL_FORMATS: dict[str, PixelFormat] = {
     p.name: p
     for p in [
         PixelFormat("rgb24", "rgb", 8),
+        PixelFormat("bgr24", "rgb", 8),
+        PixelFormat("bgr0", "rgb", 8),
         PixelFormat("rgb48le", "rgb", 16),
-        PixelFormat("gray", "gray", 8),
-        *(PixelFormat(f"gray{depth}le", "gray", depth) for depth in (10, 12, 16)),
+        *(PixelFormat(f"gbrp{suffix}", "rgb", depth) for depth, suffix in _SUFFIXES.items()),
+        *(PixelFormat(f"gray{suffix}", "gray", depth) for depth, suffix in _SUFFIXES.items()),
         *(
-            PixelFormat(f"yuv{name}p{suffix}", "yuv", depth, x, y)
-            for name, x, y in (("420", 1, 1), ("422", 1, 0), ("444", 0, 0))
-            for depth, suffix in ((8, ""), (10, "10le"), (12, "12le"), (16, "16le"))
+            PixelFormat(f"yuv{shape}p{suffix}", "yuv", depth, *shifts)
+            for shape, shifts in _SUBSAMPLING.items()
+            for depth, suffix in _SUFFIXES.items()
+            if depth in _ONLY.get(shape, _SUFFIXES)
         ),
     ]
 }
 """The pixel formats that color.py converts. Sources convert any other to the nearest of these."""
+
+WITH_ALPHA: dict[str, str] = {
+    "rgb24": "rgba",
+    "bgr0": "bgra",
+    "rgb48le": "rgba64le",
+    "gray": "ya8",
+    "gray16le": "ya16le",
+    **{f"gbrp{suffix}": f"gbrap{suffix}" for depth, suffix in _SUFFIXES.items() if depth != 9},
+    **{
+        f"yuv{shape}p{suffix}": f"yuva{shape}p{suffix}"
+        for shape in ("444", "422", "420")
+        for depth, suffix in _SUFFIXES.items()
+        if depth != 14 and (shape, depth) != ("420", 12)
+    },
+}
+"""What a pixel format is called where it is stored with transparency, if that is possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class MasteringData:
+    """What HDR10 says of a whole video (SMPTE ST 2086, CTA-861.3); carried, not converted.
+
+    red, green, blue, white: chromaticities (x, y) of the display that it was graded on; luminance: that display's
+    least and greatest, in cd/m2. All of these or none. max_cll, max_fall: the brightest pixel and the brightest mean of
+    a picture, in cd/m2, 0 if unknown.
+    """
+
+    red: tuple[Fraction, Fraction] | None = None
+    green: tuple[Fraction, Fraction] | None = None
+    blue: tuple[Fraction, Fraction] | None = None
+    white: tuple[Fraction, Fraction] | None = None
+    luminance: tuple[Fraction, Fraction] | None = None
+    max_cll: int = 0
+    max_fall: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +107,9 @@ class VideoFormat:
     sample_aspect_ratio: width / height of one pixel.
     time_base: the tick, in seconds, of which every pts is a multiple.
     display_matrix: how a player must turn the picture, as nine integers of ISO 14496-12 (None: not at all).
+    has_alpha: whether a video's pictures are stored with transparency, which frames have in Frame.alpha.
+    mastering: HDR10's static metadata, if there is any. peak: the brightest light of PQ video, in cd/m2; what players
+    assume where it is not said.
     """
 
     width: int
@@ -70,6 +123,14 @@ class VideoFormat:
     sample_aspect_ratio: Fraction = Fraction(1)
     time_base: Fraction = Fraction(1)
     display_matrix: tuple[int, ...] | None = None
+    has_alpha: bool = False
+    mastering: MasteringData | None = None
+    peak: float = 1000.0
+
+    @property
+    def stored_as(self) -> str:
+        """FFmpeg's name of the pixel format with the transparency, if it has any."""
+        return WITH_ALPHA[self.pixel_format.name] if self.has_alpha else self.pixel_format.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,8 @@ class Report:
     def _interrupted(self, job: Job, outcome: Outcome) -> None:
         left = "nothing written"
         if outcome.kept:
-            left = f"the first {outcome.frames} frames are in {outcome.kept}; the same command with --resume goes on"
+            left = f"the first {outcome.frames} frames are in {outcome.kept}"
+            left += "; the same command with --resume goes on" if outcome.resumable else ""
         self.tell(f"{job.source}: interrupted; {left}")
 
 

@@ -78,7 +78,7 @@ def look_at(path: Path, row: Row) -> tuple[Row, list[Fraction]]:
         source.close()
     fmt = source.format
     with av.open(f"file:{path}", metadata_errors="surrogateescape") as container:
-        streams = Counter(str(stream.type) for stream in container.streams)
+        streams = Counter(stream.type for stream in container.streams)
         picture: Any = next(container.decode(container.streams[source.video_index]))
         rotation = picture.rotation
     found = Row(

@@ -22,6 +22,7 @@ LAYERS = [
         "clock",
         "borders",
         "color",
+        "layout",
         "metrics",
         "scenes",
         "staging",

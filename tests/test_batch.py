@@ -361,7 +361,9 @@ def test_key_of_a_job_says_what_changes_its_result(tmp_path: Path) -> None:
     other_backend = open_backend(random_generator(2, 1), "cpu", "bf16")
     assert batch.job_key(source, settings, "weights", other_backend).program != key.program
 
-    whole = source.read_bytes()
+    whole = np.random.default_rng(0).bytes(200_000)
+    source.write_bytes(whole)
+    key = batch.job_key(source, settings, "weights", backend)
     for changed_file in (whole + b"x", b"x" + whole[1:], whole[:-1] + b"x"):
         source.write_bytes(changed_file)
         assert batch.job_key(source, settings, "weights", backend).source != key.source
@@ -459,6 +461,11 @@ def test_cut(dped_live: Callable[..., Said]) -> None:
         assert dped_live("c.mp4", *arguments, "-y").code == 0
         with av.open("c_dped.mp4") as container:
             assert sum(1 for _ in container.decode(video=0)) == frames
+    lake = Path(__file__).parents[1] / "samples/lake.mp4"
+    assert dped_live(lake, "-o", "lake.mp4", "--start", "1", "--end", "2").code == 0
+    with av.open("lake.mp4") as container:
+        ends = [float(s.duration or 0) * float(s.time_base or 0) for s in container.streams]
+    assert ends == pytest.approx([1, 1], abs=0.05)
     said = dped_live("c.mp4", "--start", "2", "-o", "late.mp4")
     assert said.code == 1
     assert "ended before" in said.errors[0]
@@ -508,7 +515,7 @@ def test_streams_that_are_dropped_are_told(dped_live: Callable[..., Said]) -> No
     assert not Path("strict.mp4").exists()
 
 
-def test_options_of_the_encoder(dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_the_encoder(dped_live: Callable[..., Said]) -> None:
     clip("c.mp4", frames=20)
     assert dped_live("c.mp4", "-e", "x264-params=keyint=5:scenecut=0", "-e", "profile=high444").code == 0
     with av.open("c_dped.mp4") as container:
@@ -516,13 +523,24 @@ def test_options_of_the_encoder(dped_live: Callable[..., Said], monkeypatch: pyt
     said = dped_live("c.mp4", "-y", "-e", "nosuch=1")
     assert said.code == 1
     assert "'nosuch'" in said.errors[-1]
-    assert dped_live("c.mp4", "-y", "--pix-fmt", "yuv444p").code == 0
+
+
+def test_pixel_format(dped_live: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    clip("c.mp4")
+    assert dped_live("c.mp4", "--pix-fmt", "yuv444p").code == 0
     with av.open("c_dped.mp4") as container:
         assert container.streams.video[0].pix_fmt == "yuv444p"
     monkeypatch.setenv("DPED_LIVE_PIX_FMT", "yuv422p")
     assert dped_live("c.mp4", "-y").code == 0
     with av.open("c_dped.mp4") as container:
         assert container.streams.video[0].pix_fmt == "yuv422p"
+    said = dped_live("c.mp4", "-o", "grey.mp4", "--pix-fmt", "gray", "--strict")
+    assert said.code == 1
+    assert said.errors[-1] == (
+        "dped-live: c.mp4: grey.mp4: --strict, and not kept: colour; use another --codec or --pix-fmt"
+    )
+    assert not Path("grey.mp4").exists()
+    assert "c.mp4: not kept: colour" in dped_live("c.mp4", "-o", "grey.mp4", "--pix-fmt", "gray").err
 
 
 # What is told.

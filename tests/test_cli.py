@@ -579,7 +579,7 @@ def test_progress_is_lines_where_there_is_no_terminal(
 def test_help_names_every_default(dped_live: Callable[..., Said]) -> None:
     said = dped_live("--help")
     assert said.code == 0
-    for default in ("lite", "1.0", "auto", "libx264", "17 for libx264", "veryfast for libx264", "NAME_dped.EXT"):
+    for default in ("lite", "1.0", "auto", "libx264", "18 for libx264", "veryfast for libx264", "NAME_dped.EXT"):
         assert f"default: {default}" in " ".join(said.out.split())
 
 

@@ -123,8 +123,51 @@ def test_chroma_lies_where_its_location_says(location: ChromaLocation) -> None:
     torch.testing.assert_close(to_rgb(planes, f)[0, 0][inner], red[inner], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("location", ["left", "center"])
+def test_chroma_of_every_fourth_column_lies_where_its_location_says(location: ChromaLocation) -> None:
+    """4:1:1: a ramp is one, at the places of the samples."""
+    f = replace(fmt("yuv411p", full=True, size=(1, 32)), chroma_location=location)
+    cr = np.arange(100, 156, 7, dtype=np.uint8)[None]
+    planes = [torch.full((1, 32), 128, dtype=torch.uint8), torch.full((1, 8), 128, dtype=torch.uint8), torch.tensor(cr)]
+    at = 4 * np.arange(8) + (1.5 if location == "center" else 0)
+    red = 128 / 255 + 2 * (1 - 0.2126) * (np.interp(np.arange(32), at, cr[0]) - 128) / 255
+    assert np.abs(to_rgb(planes, f)[0, 0, 0].numpy() - red)[3:-4].max() < 1e-5
+
+
+def test_pq_looks_like_sdr_and_comes_back() -> None:
+    """Levels by the formula of SMPTE ST 2084 in float64, of lights in cd/m2."""
+    f = replace(fmt("gbrp12le", "rgb", True, (1, 7)), transfer=16)
+    lights = np.array([0, 0.1, 5, 26, 203, 600, 1000])
+    power = (lights / 10_000) ** 0.1593017578125
+    signal = ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+    codes = np.rint(signal * 4095).astype(np.uint16)[None, :, None].repeat(3, 2)
+    tones = to_rgb([torch.tensor(codes)], f)
+    # White at half of linear light by the curve (and a little more, for it ends at the peak), hence 0.74 of the signal.
+    white = (0.5 * (1 + (203 / 1000) ** 2)) ** (1 / 2.2)
+    assert tones[0, 0, 0, 4] == pytest.approx(white, abs=1e-3)
+    assert tones[0, 0, 0, 0] == 0
+    assert tones[0, 0, 0, 6] == pytest.approx(1, abs=1e-3)
+    assert 0.3 < tones[0, 0, 0, 3] < 0.45
+    ramp = np.arange(3079, dtype=np.uint16)[None, :, None].repeat(3, 2)  # 3079 of 4095 is 1000 cd/m2
+    f = replace(f, width=3079)
+    assert np.array_equal(from_rgb(to_rgb([torch.tensor(ramp)], f), f)[0].numpy(), ramp)
+    # Of a video that says that it goes up to 10,000 nothing is cut off.
+    f = replace(f, width=4096, peak=10_000.0)
+    ramp = np.arange(4096, dtype=np.uint16)[None, :, None].repeat(3, 2)
+    assert np.array_equal(from_rgb(to_rgb([torch.tensor(ramp)], f), f)[0].numpy(), ramp)
+
+
+def test_hlg_is_left_as_it_is() -> None:
+    f = fmt("yuv444p10le", "bt2020", size=(4, 4))
+    planes = random_planes(f)
+    assert torch.equal(to_rgb(planes, f), to_rgb(planes, replace(f, transfer=18)))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (3, 5), (7, 4), (8, 9)])
-@pytest.mark.parametrize("name", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "gray", "rgb24", "rgb48le"])
+@pytest.mark.parametrize(
+    "name",
+    ["yuv420p", "yuv422p", "yuv444p", "yuv440p", "yuv411p", "yuv410p", "yuv420p10le", "gray", "rgb24", "rgb48le"],
+)
 def test_shapes_and_types_of_all_sizes(name: str, size: tuple[int, int]) -> None:
     f = fmt(name, "rgb" if name.startswith(("rgb", "gray")) else "bt709", size=size)
     planes = random_planes(f)
@@ -137,7 +180,7 @@ def test_shapes_and_types_of_all_sizes(name: str, size: tuple[int, int]) -> None
     assert [(p.shape, p.dtype) for p in back] == [(p.shape, p.dtype) for p in planes]
 
 
-@pytest.mark.parametrize("name", ["yuv420p", "yuv422p"])
+@pytest.mark.parametrize("name", ["yuv420p", "yuv422p", "yuv440p", "yuv411p", "yuv410p"])
 def test_flat_colours_survive_subsampling(name: str) -> None:
     f = fmt(name, "bt601", size=(6, 6))
     planes = [torch.full_like(plane, code) for plane, code in zip(random_planes(f), (120, 100, 150), strict=True)]

@@ -19,14 +19,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dped_live.enhance import Enhancer
 from dped_live.errors import OutputError
 from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
+from dped_live.scene_statistics import ExactPolicy
 from dped_live.sinks.companion import Companion
-from dped_live.sinks.encoding import Encoding
+from dped_live.sinks.encoding import Encoding, encoded_format
 from dped_live.sinks.file import FileSink
 from dped_live.sinks.finished_part import FinishedPart, JobKey, job_of
 from dped_live.sinks.verification import Tally, verify
 from dped_live.sources.file import FileSource
+
+from test_video import Identity
 
 FFMPEG, FFPROBE = shutil.which("ffmpeg"), shutil.which("ffprobe")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None or FFPROBE is None, reason="FFmpeg's programs are not installed")
@@ -116,6 +120,7 @@ sys.path.insert(0, sys.argv[1])
 import test_file_sink as t
 from dped_live.sinks.verification import Tally, verify
 from dped_live.sources.file import FileSource
+from test_video import Identity
 from dped_live.sinks.file import FileSink
 write = FileSink.write
 def slowly(self, frame):
@@ -196,19 +201,21 @@ def test_every_encoder_goes_on_without_a_seam(codec: str, preset: str, suffix: s
     target = tmp_path / f"out{suffix}"
     first = FileSource(source)
     companion = Companion(source, first.video_index, audio=sound)
-    sink = FileSink(target, encoded(first, encoding), first.frame_rate, encoding, companion, job=JOB)
+    fmt = encoded_format(first.format, encoding)
+    converted = Enhancer(Identity(), fmt, ExactPolicy()).enhance
+    sink = FileSink(target, fmt, first.frame_rate, encoding, companion, job=JOB)
     for frame in itertools.islice(first.frames(), 170):
-        sink.write(frame)
+        sink.write(converted(frame))
     sink.close(complete=False)
     first.close()
     assert sink.kept == part_of(target)
 
     companion = Companion(source, 0, audio=sound)
-    sink = FileSink(target, sink._format, Fraction(25), encoding, companion, job=JOB, resume=True)
+    sink = FileSink(target, fmt, Fraction(25), encoding, companion, job=JOB, resume=True)
     assert 100 <= sink.done <= 170
     rest = FileSource(source, skip=sink.done)
     for frame in rest.frames():
-        sink.write(frame)
+        sink.write(converted(frame))
     rest.close()
     sink.close(complete=True)
     assert numbers(target) == list(range(260))
@@ -220,15 +227,6 @@ def test_every_encoder_goes_on_without_a_seam(codec: str, preset: str, suffix: s
         [str(FFMPEG), "-v", "warning", "-i", str(target), "-f", "null", "-"], capture_output=True, check=True
     )
     assert decoded.stderr == b"", "an independent decoder finds no fault with it"
-
-
-def encoded(source: FileSource, encoding: Encoding) -> VideoFormat:
-    from dped_live.sinks.encoding import encoded_format
-
-    fmt = encoded_format(source.format, encoding.codec)
-    if fmt.pixel_format.name != "yuv420p":
-        pytest.skip(f"{encoding.codec} takes no 4:2:0; the frames of this test are")
-    return fmt
 
 
 # What goes along.

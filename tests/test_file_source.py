@@ -167,7 +167,7 @@ def test_every_picture_comes_once_in_order_at_its_time(clips: Any, name: str) ->
     tick = source.format.time_base
     assert all(time % tick == 0 for _, time in found)
     assert source.shortfall is None
-    expected = ["timestamp"] if name == "raw" else ["transparency"] if name == "animation" else []
+    expected = ["timestamp"] if name == "raw" else []
     assert all(any(word in note for word in expected) for note in source.notes), source.notes
     assert len(source.notes) == len(expected)
     # Where the duration is known, it is up to the next picture.

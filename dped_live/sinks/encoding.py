@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import av
-import numpy as np
 
 from dped_live.errors import OutputError
-from dped_live.frame import PIXEL_FORMATS, Frame, Matrix, VideoFormat
+from dped_live.frame import HLG, PIXEL_FORMATS, PQ, WITH_ALPHA, Frame, Matrix, PixelFormat, VideoFormat
+from dped_live.layout import pack
 
 QUALITY: dict[str, dict[str, str]] = {
     "libx264": {"crf": "18", "preset": "veryfast"},
@@ -21,7 +21,35 @@ QUALITY: dict[str, dict[str, str]] = {
 }
 """Visually near lossless. Encoders that are not here keep their own defaults."""
 
-_H273: dict[Matrix, int] = {"bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "bt2020": 9}
+_H273: dict[Matrix, int] = {"rgb": 0, "bt709": 1, "fcc": 4, "bt601": 6, "smpte240m": 7, "bt2020": 9}
+_UNSPECIFIED = 2
+
+_SHAPES = {(0, 0): "444", (1, 0): "422", (1, 1): "420", (0, 1): "440", (2, 0): "411", (2, 2): "410"}
+"""How chroma is subsampled, by its shifts."""
+
+_NEAREST = {
+    "444": ("444", "422", "420"),
+    "422": ("422", "444", "420"),
+    "420": ("420", "422", "444"),
+    "440": ("440", "444", "422", "420"),
+    "411": ("411", "422", "444", "420"),
+    "410": ("410", "420", "422", "444"),
+}
+"""What to try instead: first that which has all of the samples, with the fewest more."""
+
+_NAMES = {"bt709": "BT.709", "bt601": "BT.601", "bt2020": "BT.2020"}
+
+_ALPHA = {
+    "ffv1": frozenset(WITH_ALPHA.values()),
+    "prores_ks": frozenset({"yuva444p10le"}),
+    "libvpx-vp9": frozenset({"yuva420p"}),
+}
+"""What keeps transparency, as decoding shows. Others name such formats and refuse them, or drop it in silence."""
+
+_LIMITED_ONLY = {"prores", "prores_aw", "prores_ks", "mpeg2video", "mpeg4"}
+"""Encoders of formats that cannot say that they are in full range."""
+
+_SAYS_MASTERING = {"libx265", "libsvtav1"}
 
 
 _LISTS = ("x264-params", "x264opts", "x265-params", "svtav1-params")
@@ -42,59 +70,142 @@ print(*(message.strip() for _, _, message in log if "option" in message))
 class Encoding:
     """How pictures are encoded.
 
-    codec: the name of an FFmpeg encoder. crf, preset: if not our default for it. options: of the encoder, by
-    FFmpeg's names.
+    codec: the name of an FFmpeg encoder. crf, preset: if not our default for it. pixel_format: FFmpeg's name of what it
+    is given; None for the one nearest to the source. options: of the encoder, by FFmpeg's names.
     """
 
     codec: str = "libx264"
     crf: int | None = None
     preset: str | None = None
+    pixel_format: str | None = None
     options: tuple[tuple[str, str], ...] = ()
 
 
-def encoded_format(source: VideoFormat, codec: str) -> VideoFormat:
-    """The format nearest to `source` that an encoder takes: depth and subsampling kept where it can.
+def encoded_format(source: VideoFormat, encoding: Encoding) -> VideoFormat:
+    """The format nearest to `source` that an encoder takes: transparency, subsampling and depth kept where it can.
 
-    RGB becomes BT.709 (BT.601 below 720 lines) 4:2:0 in limited range, which every player shows; odd sizes become
-    4:4:4, because 4:2:0 encoders want even ones. Raises OutputError if there is no such encoder, or no format.
+    RGB and grey become BT.709 (BT.601 below 720 lines) 4:2:0 in limited range, which every player shows, unless
+    encoding.pixel_format or the encoder wants otherwise; odd sizes become 4:4:4, because 4:2:0 encoders want even ones.
+    Raises OutputError if there is no such encoder, or no format.
     """
-    supported = {fmt.name for fmt in encoder_of(codec).video_formats or []}
-    pixel = source.pixel_format
-    layout = (
-        "420"
-        if pixel.kind != "yuv"
-        else {(1, 1): "420", (1, 0): "422", (0, 0): "444"}[(pixel.chroma_shift_x, pixel.chroma_shift_y)]
-    )
-    if (layout == "420" and source.height % 2) or (layout != "444" and source.width % 2):
-        layout = "444"
-    suffixes = {8: ["", "10le"], 10: ["10le", "12le", ""], 12: ["12le", "10le", ""]}.get(
-        pixel.depth, ["12le", "10le", ""]
-    )
+    codec = encoder_of(encoding.codec)
+    choices = _choices(codec)
+    if encoding.pixel_format is None:
+        wanted = _nearest(source)
+        name = next((name for name in wanted if name in choices), None)
+        if name is None:
+            raise OutputError(f"the encoder {codec.name} takes none of {', '.join(wanted)}; use --codec libx264")
+    else:
+        name = encoding.pixel_format
+        if name not in choices:
+            raise OutputError(f"the encoder {codec.name} takes no --pix-fmt {name}; use one of {', '.join(choices)}")
+    pixel, has_alpha = choices[name]
+    target = replace(source, pixel_format=pixel, has_alpha=has_alpha, chroma_location="left")
+    if codec.name not in _SAYS_MASTERING:
+        target = replace(target, mastering=None)
     if pixel.kind == "rgb":
-        suffixes = ["" if pixel.depth == 8 else "10le", ""]
-    names = [f"yuv{shape}p{suffix}" for shape in dict.fromkeys((layout, "444", "422", "420")) for suffix in suffixes]
-    name = next((name for name in names if name in supported), None)
-    if name is None:
-        raise OutputError(f"the encoder {codec} takes none of {', '.join(names)}; use --codec libx264")
-    target = replace(source, pixel_format=PIXEL_FORMATS[name], chroma_location="left")
-    if pixel.kind != "yuv":
-        hd = source.height >= 720
-        target = replace(target, matrix="bt709" if hd else "bt601", full_range=False)
-    return target
+        return replace(target, matrix="rgb", full_range=True)
+    if pixel.kind == "gray":
+        return replace(target, matrix="rgb", full_range=source.full_range or source.pixel_format.kind == "rgb")
+    if source.pixel_format.kind != "yuv":
+        matrix: Matrix = "bt709" if source.height >= 720 else "bt601"
+        target = replace(target, matrix="bt2020" if source.transfer in (PQ, HLG) else matrix, full_range=False)
+    return replace(target, full_range=target.full_range and codec.name not in _LIMITED_ONLY)
+
+
+def _choices(codec: av.Codec) -> dict[str, tuple[PixelFormat, bool]]:
+    """The pixel formats, with or without alpha, that both an encoder and color.py can make, by FFmpeg's names."""
+    ours = {name: (pixel, False) for name, pixel in PIXEL_FORMATS.items()}
+    ours |= {
+        stored: (PIXEL_FORMATS[name], True)
+        for name, stored in WITH_ALPHA.items()
+        if stored in _ALPHA.get(codec.name, ())
+    }
+    return {fmt.name: ours[fmt.name] for fmt in codec.video_formats or [] if fmt.name in ours}
+
+
+def _nearest(source: VideoFormat) -> list[str]:
+    """Pixel formats for a source, the best first."""
+    pixel = source.pixel_format
+    shape = _SHAPES[pixel.chroma_shift_x, pixel.chroma_shift_y] if pixel.kind == "yuv" else "420"
+    shapes = _NEAREST[shape]
+    if (shape in ("420", "440", "410") and source.height % 2) or (shape not in ("444", "440") and source.width % 2):
+        shapes = _NEAREST["444"]
+    depths = {8, 10, 12, 16, pixel.depth}
+    deeper, less_deep = (sorted(d for d in depths if d >= pixel.depth), sorted(d for d in depths if d < pixel.depth))
+    suffixes = ["" if depth == 8 else f"{depth}le" for depth in (*deeper, *reversed(less_deep))]
+    names = [f"yuv{shape}p{suffix}" for shape in shapes for suffix in suffixes]
+    names += [f"gbrp{suffix}" for suffix in suffixes] + ["rgb24", "bgr0", "rgb48le"]
+    transparent = [WITH_ALPHA[name] for name in names if name in WITH_ALPHA] if source.has_alpha else []
+    return transparent + [name for name in names if name in PIXEL_FORMATS]
 
 
 def configure(context: av.VideoCodecContext, fmt: VideoFormat) -> None:
     """Tell an encoder what it will be given, and what to say of it."""
     context.width, context.height = fmt.width, fmt.height
-    context.pix_fmt = fmt.pixel_format.name
+    context.pix_fmt = fmt.stored_as
     context.time_base = fmt.time_base
     # Without it FFmpeg throws away the duration of each frame, and the last one's is lost.
     context.flags |= av.codec.context.Flags.frame_duration
-    context.colorspace = _H273[fmt.matrix]
-    context.color_range = 2 if fmt.full_range else 1
-    context.color_primaries = fmt.primaries
-    context.color_trc = fmt.transfer
+    _describe(context, fmt)
     context.sample_aspect_ratio = fmt.sample_aspect_ratio
+
+
+def _describe(described: av.VideoCodecContext | av.VideoFrame, fmt: VideoFormat) -> None:
+    described.colorspace = _UNSPECIFIED if fmt.pixel_format.kind == "gray" else _H273[fmt.matrix]
+    described.color_range = 2 if fmt.full_range else 1
+    described.color_primaries = fmt.primaries
+    described.color_trc = fmt.transfer
+
+
+def lost_in(source: VideoFormat, encoded: VideoFormat) -> list[str]:
+    """What of `source` is not in `encoded`: one phrase each."""
+    before, after = source.pixel_format, encoded.pixel_format
+    lost = []
+    if source.has_alpha and not encoded.has_alpha:
+        lost.append("transparency")
+    if after.depth < before.depth:
+        lost.append(f"{before.depth} bits become {after.depth}")
+    if after.kind == "gray" and before.kind != "gray":
+        lost.append("colour")
+    elif before.kind == "rgb" and after.kind == "yuv":
+        lost.append(f"RGB becomes {_NAMES[encoded.matrix]} {_ratio(after)}")
+    elif before.kind == "yuv" and (
+        after.chroma_shift_x > before.chroma_shift_x or after.chroma_shift_y > before.chroma_shift_y
+    ):
+        lost.append(f"{_ratio(before)} becomes {_ratio(after)}")
+    if source.mastering is not None and encoded.mastering is None:
+        lost.append("HDR10 mastering data")
+    return lost
+
+
+def _ratio(pixel: PixelFormat) -> str:
+    return ":".join(_SHAPES[pixel.chroma_shift_x, pixel.chroma_shift_y])
+
+
+def hdr_options(codec: str, fmt: VideoFormat) -> dict[str, str]:
+    """Options that make an encoder say the mastering data of `fmt`; joined to others of the same key by a colon."""
+    data = fmt.mastering
+    if data is None or codec not in _SAYS_MASTERING:
+        return {}
+    parts = []
+    points = {"G": data.green, "B": data.blue, "R": data.red, "WP": data.white}
+    if codec == "libx265":
+        # In steps of 0.00002, and of 0.0001 cd/m2.
+        if data.luminance is not None:
+            dark, bright = (round(value * 10_000) for value in data.luminance)
+            where = "".join(f"{name}({round(p[0] * 50_000)},{round(p[1] * 50_000)})" for name, p in points.items() if p)
+            parts.append(f"master-display={where}L({bright},{dark})")
+        if data.max_cll or data.max_fall:
+            parts.append(f"max-cll={data.max_cll},{data.max_fall}")
+        return {"x265-params": ":".join(parts)} if parts else {}
+    if data.luminance is not None:
+        least, most = data.luminance
+        where = "".join(f"{name}({float(p[0]):.5f},{float(p[1]):.5f})" for name, p in points.items() if p)
+        parts.append(f"mastering-display={where}L({float(most):.4f},{float(least):.4f})")
+    if data.max_cll or data.max_fall:
+        parts.append(f"content-light={data.max_cll},{data.max_fall}")
+    return {"svtav1-params": ":".join(parts)} if parts else {}
 
 
 def encoder_of(name: str) -> av.Codec:
@@ -105,7 +216,7 @@ def encoder_of(name: str) -> av.Codec:
         raise OutputError(f"there is no encoder {name!r}; try --codec {', '.join(QUALITY)}") from error
 
 
-def options_of(codec: str, encoding: Encoding) -> dict[str, str]:
+def options_of(codec: str, encoding: Encoding, fmt: VideoFormat) -> dict[str, str]:
     """What to open an encoder with. codec: its own name; encoding.codec may be another, such as h264.
 
     Raises OutputError for what the encoder does not have.
@@ -119,6 +230,7 @@ def options_of(codec: str, encoding: Encoding) -> dict[str, str]:
     for key, value in encoding.options:
         if key in _LISTS:
             _check_list(codec, key, value)
+    for key, value in (*hdr_options(codec, fmt).items(), *encoding.options):
         options[key] = f"{options[key]}:{value}" if key in _LISTS and key in options else value
     return options
 
@@ -144,10 +256,10 @@ def _check_list(codec: str, key: str, value: str) -> None:
 
 def to_picture(frame: Frame, fmt: VideoFormat, tick: int) -> av.VideoFrame:
     """A copy of a frame of that format for an encoder. tick: its time, in units of fmt.time_base."""
-    picture = av.VideoFrame(fmt.width, fmt.height, fmt.pixel_format.name)
-    for plane, source in zip(picture.planes, frame.planes, strict=True):
-        rows = np.frombuffer(memoryview(plane), source.dtype).reshape(-1, plane.line_size // source.dtype.itemsize)
-        rows[: source.shape[0], : source.shape[1]] = source
+    picture = av.VideoFrame(fmt.width, fmt.height, fmt.stored_as)
+    pack(frame.planes, frame.alpha, picture.planes, fmt)
+    # ProRes' encoder asks the pictures and not its context.
+    _describe(picture, fmt)
     picture.pts = tick
     picture.time_base = fmt.time_base
     picture.duration = round((frame.duration or 0) / fmt.time_base)

@@ -169,7 +169,9 @@ class FileSink:
         # SVT-AV1 would print a page of its settings; there is no option for it.
         os.environ.setdefault("SVT_LOG", "1")
         try:
-            stream = self._container.add_stream(codec.name, frame_rate, options=options_of(codec.name, encoding))
+            stream = self._container.add_stream(
+                codec.name, frame_rate, options=options_of(codec.name, encoding, self._format)
+            )
         except ValueError as error:
             raise OutputError(
                 f"{path}: {path.suffix} files cannot hold {encoding.codec}; use --codec for another, or .mkv"

@@ -9,7 +9,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from dped_live.frame import PIXEL_FORMATS, VideoFormat
-from dped_live.sinks.encoding import encoded_format
+from dped_live.sinks.encoding import Encoding, encoded_format
 
 _TICK = Fraction(1, 90_000)
 """The clock of MPEG transport streams and RTP."""
@@ -24,7 +24,7 @@ _ACCURATE = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INP | Interpolatio
 def live_format(width: int, height: int, codec: str) -> VideoFormat:
     """What live pictures become for an encoder. Raises OutputError as encoded_format does."""
     rgb = VideoFormat(width, height, PIXEL_FORMATS["rgb24"], primaries=_BT709, transfer=_BT709, time_base=_TICK)
-    return encoded_format(rgb, codec)
+    return encoded_format(rgb, Encoding(codec))
 
 
 class Converter:

@@ -14,8 +14,9 @@ from av.packet import PacketSideData, packet_sidedata_type_from_literal
 
 from dped_live.clock import STARTS_ANYWHERE, Clock
 from dped_live.errors import InputError
-from dped_live.frame import Frame
-from dped_live.sources.picture import PictureReader
+from dped_live.frame import Frame, Hdr
+from dped_live.sources.deinterlace import Deinterlacer
+from dped_live.sources.picture import PictureReader, decoder_of
 
 _MATROSKA = frozenset({"matroska"})
 _MOV = frozenset({"mov"})
@@ -51,6 +52,7 @@ class FileSource:
     begin, end: seconds of the clock that a player shows. The frames from begin on, with the one that is on screen then,
     up to but without end; their times count from begin, rounded down to a tick of the video.
     skip: so many of them are decoded and not given.
+    deinterlace: whether interlaced pictures become progressive. hdr: see PictureReader.
 
     format: see VideoFormat; pictures that change size or format in mid-stream are converted to the first one's.
     video_index: which stream of the file the pictures are from.
@@ -66,11 +68,19 @@ class FileSource:
     """
 
     def __init__(
-        self, path: Path, *, begin: Fraction | None = None, end: Fraction | None = None, skip: int = 0
+        self,
+        path: Path,
+        *,
+        begin: Fraction | None = None,
+        end: Fraction | None = None,
+        deinterlace: bool = True,
+        hdr: Hdr = "sdr",
+        skip: int = 0,
     ) -> None:
         self.path = path
         self.shortfall: str | None = None
         self._skip = skip
+        self._deinterlace = deinterlace
         self._own_notes: list[str] = []
         self._open()
         try:
@@ -87,7 +97,7 @@ class FileSource:
                 stamp = self._first.pts
                 first = self._unstamped_begin() if stamp is None else stamp * self._tick
                 self.start = min(self.start, round(first / self._tick) * self._tick)
-            self._reader = PictureReader(path, self._stream, self._first)
+            self._reader = PictureReader(path, self._stream, self._first, hdr)
             self.format = self._reader.format
             self.frame_rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
             self.duration = self._whole_duration()
@@ -100,18 +110,18 @@ class FileSource:
 
     @property
     def notes(self) -> list[str]:
-        return [*self._reader.notes, *self._own_notes]
+        return [*self._deinterlacer.notes, *self._reader.notes, *self._own_notes]
 
     def frames(self) -> Iterator[Frame]:
         """Every picture once, in presentation order. The planes are views of the decoder's own, which it keeps."""
         for picture, time, duration in itertools.islice(self._cut(), self._skip, None):
-            yield Frame(self._reader.planes(picture), self.format, time - self.start, duration)
+            yield self._reader.frame(picture, time - self.start, duration)
 
     def close(self) -> None:
         """Release the file."""
-        if hasattr(self, "_stream"):
-            # A decoder with frame threads that is closed in mid-stream may otherwise never return.
-            self._stream.codec_context.flush_buffers()
+        if hasattr(self, "_decoder"):
+            # One with frame threads that is closed in mid-stream may otherwise never return.
+            self._decoder.flush_buffers()
         self._container.close()
 
     # From packets in the file's order to pictures in the order of their presentation.
@@ -131,7 +141,9 @@ class FileSource:
         except BaseException:
             self._container.close()
             raise
-        self._stream.thread_type = "AUTO"
+        self._decoder = decoder_of(self._stream)
+        self._decoder.thread_type = "AUTO"
+        self._deinterlacer = Deinterlacer(self._deinterlace)
         self.video_index = self._stream.index
         self._clock = Clock(self._container.format.name)
         self._packets = self._damaged = self._encrypted = 0
@@ -153,7 +165,9 @@ class FileSource:
                 break
             packets = self._video_packets()
             keyframe = next(packets, None)
-            self._decoded = self._decode(itertools.chain([] if keyframe is None else [keyframe], packets))
+            self._decoded = self._deinterlacer.map(
+                self._decode(itertools.chain([] if keyframe is None else [keyframe], packets))
+            )
             first = next(self._decoded, None)
             # Seeking goes by times of decoding, and what is shown before a keyframe needs what comes before it. Some
             # keyframes need several pictures to become whole, and are not shown.
@@ -164,7 +178,7 @@ class FileSource:
             back = 2 * back + 1
             self.close()
             self._open()
-        self._decoded = self._decode(self._timed_ahead(self._video_packets()))
+        self._decoded = self._deinterlacer.map(self._decode(self._timed_ahead(self._video_packets())))
         return next(self._decoded, None)
 
     def _timed_ahead(self, packets: Iterator[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
@@ -237,7 +251,7 @@ class FileSource:
             )
 
     def _decode(self, packets: Iterable[av.Packet[Any]]) -> Iterator[av.VideoFrame]:
-        context = self._stream.codec_context
+        context = self._decoder
         for packet in packets:
             self._packets += 1
             if packet.has_sidedata("encryption_info"):

@@ -10,7 +10,19 @@ import av
 import numpy as np
 
 from dped_live.errors import InputError
-from dped_live.frame import PIXEL_FORMATS, ChromaLocation, Matrix, PixelFormat, VideoFormat
+from dped_live.frame import (
+    PIXEL_FORMATS,
+    PQ,
+    WITH_ALPHA,
+    Frame,
+    Hdr,
+    MasteringData,
+    Matrix,
+    PixelFormat,
+    VideoFormat,
+)
+from dped_live.layout import unpack
+from dped_live.sources.tone_mapping import ToneMapper, is_hdr
 
 _MATRICES: dict[int, Matrix] = {
     0: "rgb",
@@ -26,108 +38,167 @@ _MATRICES: dict[int, Matrix] = {
 _ACCURATE = 2 | 0x2000 | 0x4000 | 0x40000
 """swscale: bilinear, full chroma both ways, accurate rounding. Its default repeats chroma samples."""
 
+_CHROMA_IN_THE_MIDDLE = {"mjpeg", "mpeg1video", "theora", "h263", "flv"}
+"""Decoders of codecs that put chroma between the luma samples. PyAV does not give what a stream says of it."""
+
+_OPAQUE_OR_NOT = {"gif", "pal8"}
+"""Decoders and pixel formats that always have transparency, whether it is used or not."""
+
+_WITHOUT_ALPHA = {colour: stored for stored, colour in WITH_ALPHA.items()}
+
+
+def decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
+    """What decodes a stream's packets: its own decoder, or one that keeps transparency where that one would drop it.
+
+    Of VP8 and VP9 it is a second stream inside the packets, which only libvpx reads.
+    """
+    own = stream.codec_context
+    if stream.metadata.get("alpha_mode") != "1" or own.name not in ("vp8", "vp9"):
+        return own
+    decoder = av.VideoCodecContext.create("libvpx" if own.name == "vp8" else "libvpx-vp9", "r")
+    decoder.extradata = own.extradata
+    return decoder
+
 
 class PictureReader:
     """Reads the planes of a stream's decoded pictures.
 
     path: of the file, for messages. first: the picture that decides the format; others are converted to it.
+    hdr: "sdr" maps PQ and HLG to SDR BT.709 in limited range, of the same depth.
     format: see VideoFormat. notes: what a user should know; may grow.
 
     Raises InputError: the colours are of a kind that cannot be converted.
     """
 
-    def __init__(self, path: Path, stream: av.VideoStream, first: av.VideoFrame) -> None:
+    def __init__(self, path: Path, stream: av.VideoStream, first: av.VideoFrame, hdr: Hdr = "sdr") -> None:
         self.notes: list[str] = []
         self._path = path
         self._stream = stream
-        self._pixel_format = self._stored_as(first)
-        self.format = self._format(first)
+        self._pixel_format, self._has_alpha = _stored_as(first, stream)
+        self._tone_mapper: ToneMapper | None = None
+        mastering = _mastering(first)
+        if is_hdr(first):
+            name = "PQ" if first.color_trc == PQ else "HLG"
+            if hdr == "keep":
+                self.notes.append(f"HDR video ({name}): kept; the models are made for SDR")
+            else:
+                self.notes.append(f"HDR video ({name}): mapped to SDR (BT.709); --hdr keep keeps it")
+                peak = mastering is not None and mastering.luminance is not None
+                self._tone_mapper = ToneMapper(self._stored_name, peak)
+        self.format = self._format(first, mastering)
 
-    def _stored_as(self, picture: av.VideoFrame) -> PixelFormat:
-        """The pixel format of our frames: the decoder's, or the nearest that loses nothing but alpha."""
-        name = _without_j(picture.format.name)
-        if name in PIXEL_FORMATS:
-            return PIXEL_FORMATS[name]
-        components = picture.format.components
-        depth = max(component.bits for component in components)
-        if any(component.is_alpha for component in components):
-            self.notes.append("the video's transparency is not kept")
-        if picture.format.is_rgb or picture.format.has_palette:
-            return PIXEL_FORMATS["rgb24" if depth <= 8 else "rgb48le"]
-        stored = next((d for d in (8, 10, 12) if depth <= d), 16)
-        suffix = "" if stored == 8 else f"{stored}le"
-        if len(components) <= 2:
-            return PIXEL_FORMATS[f"gray{suffix}"]
-        layout = {(4, 4): "420", (4, 8): "422"}.get(
-            (picture.format.chroma_width(8), picture.format.chroma_height(8)), "444"
-        )
-        return PIXEL_FORMATS[f"yuv{layout}p{suffix}"]
+    @property
+    def _stored_name(self) -> str:
+        return WITH_ALPHA[self._pixel_format.name] if self._has_alpha else self._pixel_format.name
 
-    def _format(self, picture: av.VideoFrame) -> VideoFormat:
+    def _format(self, first: av.VideoFrame, mastering: MasteringData | None) -> VideoFormat:
+        """The format of our frames, of which `first`, as it was decoded, is one."""
         kind = self._pixel_format.kind
+        to_sdr = self._tone_mapper is not None
         matrix: Matrix = "rgb"
         if kind == "yuv":
-            if picture.colorspace == 2:
-                # What decoders of untagged video assume: high definition is BT.709.
-                matrix = "bt709" if picture.height >= 720 else "bt601"
-            elif picture.colorspace in _MATRICES and picture.colorspace != 0:
-                matrix = _MATRICES[picture.colorspace]
+            if to_sdr:
+                matrix = "bt709"
+            elif first.colorspace == 2:
+                # What decoders of untagged video assume: high definition is BT.709. There is no HDR but in BT.2020.
+                matrix = "bt2020" if is_hdr(first) else "bt709" if first.height >= 720 else "bt601"
+            elif first.colorspace in _MATRICES and first.colorspace != 0:
+                matrix = _MATRICES[first.colorspace]
             else:
                 raise InputError(
-                    f"{self._path}: its colour matrix (H.273 code {int(picture.colorspace)}) is not supported; "
+                    f"{self._path}: its colour matrix (H.273 code {int(first.colorspace)}) is not supported; "
                     f"convert it to BT.709 first"
                 )
-        full_by_nature = kind != "yuv" or picture.format.name.startswith("yuvj")
-        full_range = full_by_nature if picture.color_range == 0 else picture.color_range == 2
-        if picture.color_trc in (16, 18):
-            self.notes.append("HDR video: enhanced as if it were SDR, which the models were made for")
+        full_by_nature = kind != "yuv" or first.format.name.startswith("yuvj")
+        full_range = full_by_nature if first.color_range == 0 else first.color_range == 2
         codec = self._stream.codec_context.name
-        location: ChromaLocation = "center" if codec in ("mjpeg", "mpeg1video") else "left"
         return VideoFormat(
-            width=picture.width,
-            height=picture.height,
+            width=first.width,
+            height=first.height,
             pixel_format=self._pixel_format,
             matrix=matrix,
-            full_range=full_range or kind == "rgb",
-            chroma_location=location,
-            primaries=int(picture.color_primaries),
-            transfer=int(picture.color_trc),
+            full_range=kind == "rgb" or (full_range and not to_sdr),
+            chroma_location="center" if codec in _CHROMA_IN_THE_MIDDLE and not to_sdr else "left",
+            primaries=1 if to_sdr else int(first.color_primaries),
+            transfer=1 if to_sdr else int(first.color_trc),
             sample_aspect_ratio=self._stream.sample_aspect_ratio or Fraction(1),
             time_base=self._stream.time_base or Fraction(1, 90000),
-            display_matrix=_display_matrix(picture),
+            display_matrix=_display_matrix(first),
+            has_alpha=self._has_alpha,
+            mastering=None if to_sdr else mastering,
+            peak=1000.0 if mastering is None or mastering.luminance is None else float(mastering.luminance[1]),
         )
 
-    def planes(self, picture: av.VideoFrame) -> tuple[np.ndarray, ...]:
-        """The planes of a picture: views of the decoder's own, which they keep, where it has the format already."""
-        pixel = self._pixel_format
+    def frame(self, picture: av.VideoFrame, pts: Fraction, duration: Fraction | None) -> Frame:
+        """A picture as a frame: its planes are views of the decoder's own, which they keep, where it has the format."""
+        if self._tone_mapper is not None:
+            picture = self._tone_mapper.map(picture)
         width, height = self.format.width, self.format.height
         if (picture.width, picture.height) != (width, height):
             note = f"the size changes in mid-stream; all pictures are scaled to {width}x{height}"
             if note not in self.notes:
                 self.notes.append(note)
-        if (picture.width, picture.height, _without_j(picture.format.name)) != (width, height, pixel.name):
-            picture = picture.reformat(width, height, pixel.name, interpolation=_ACCURATE)
-        dtype = np.dtype(np.uint8 if pixel.depth == 8 else np.uint16)
-        planes = []
-        for index, plane in enumerate(picture.planes):
-            samples = 3 if pixel.kind == "rgb" else 1
-            rows = np.frombuffer(memoryview(plane), dtype).reshape(-1, plane.line_size // dtype.itemsize)
-            if index == 0:
-                rows = rows[:height, : width * samples]
-            else:
-                rows = rows[: -(-height >> pixel.chroma_shift_y), : -(-width >> pixel.chroma_shift_x)]
-            planes.append(rows.reshape(height, width, 3) if samples == 3 else rows)
-        return tuple(planes)
+        if (picture.width, picture.height, _without_j(picture.format.name)) != (width, height, self.format.stored_as):
+            picture = picture.reformat(width, height, self.format.stored_as, interpolation=_ACCURATE)
+        planes, alpha = unpack(picture.planes, self.format)
+        return Frame(planes, self.format, pts, duration, alpha)
+
+
+def _stored_as(picture: av.VideoFrame, stream: av.VideoStream) -> tuple[PixelFormat, bool]:
+    """The pixel format of our frames, and whether they have alpha: the decoder's, or the nearest that loses nothing."""
+    name = _without_j(picture.format.name)
+    has_alpha = any(component.is_alpha for component in picture.format.components)
+    if {stream.codec_context.name, name} & _OPAQUE_OR_NOT:
+        has_alpha = bool(picture.reformat(format="rgba").to_ndarray()[:, :, 3].min() < 255)
+    if name in PIXEL_FORMATS:
+        return PIXEL_FORMATS[name], has_alpha
+    if has_alpha and name in _WITHOUT_ALPHA:
+        return PIXEL_FORMATS[_WITHOUT_ALPHA[name]], True
+    components = picture.format.components
+    depth = max(component.bits for component in components)
+    depth = next((d for d in (8, 10, 12) if depth <= d), 16)
+    if picture.format.is_rgb or picture.format.has_palette:
+        nearest = {8: "rgb24", 10: "gbrp10le", 12: "gbrp12le", 16: "rgb48le"}[depth]
+    elif len([component for component in components if not component.is_alpha]) == 1:
+        nearest = "gray" if depth == 8 else "gray16le" if has_alpha else f"gray{depth}le"
+    else:
+        sizes = (picture.format.chroma_width(8), picture.format.chroma_height(8))
+        layout = {(4, 4): "420", (4, 8): "422"}.get(sizes, "444")
+        nearest = f"yuv{layout}p{'' if depth == 8 else f'{depth}le'}"
+        if has_alpha and nearest not in WITH_ALPHA:
+            nearest = f"yuv{layout}p16le"
+    return PIXEL_FORMATS[nearest], has_alpha
+
+
+def _side_data(picture: av.VideoFrame, kind: str) -> memoryview | None:
+    try:
+        data: Any = picture.side_data.get(kind)
+    except ValueError:  # PyAV does not know every kind of side data there is
+        return None
+    return None if data is None else memoryview(data)
+
+
+def _mastering(picture: av.VideoFrame) -> MasteringData | None:
+    """FFmpeg's AVMasteringDisplayMetadata (ten fractions and two flags) and AVContentLightMetadata (two integers)."""
+    display, light = _side_data(picture, "MASTERING_DISPLAY_METADATA"), _side_data(picture, "CONTENT_LIGHT_LEVEL")
+    if display is None and light is None:
+        return None
+    max_cll, max_fall = (0, 0) if light is None else (int(value) for value in np.frombuffer(light, "<u4", 2))
+    if display is None:
+        return MasteringData(max_cll=max_cll, max_fall=max_fall)
+    values = np.frombuffer(display, "<i4", 22)
+    if not all(values[20:]) or not all(values[1:20:2]):
+        return MasteringData(max_cll=max_cll, max_fall=max_fall)
+    numbers = [Fraction(int(above), int(below)) for above, below in values[:20].reshape(10, 2)]
+    red, green, blue, white, luminance = ((numbers[i], numbers[i + 1]) for i in range(0, 10, 2))
+    return MasteringData(red, green, blue, white, luminance, max_cll, max_fall)
 
 
 def _display_matrix(picture: av.VideoFrame) -> tuple[int, ...] | None:
-    try:
-        data: Any = picture.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know every kind of side data there is
-        return None
+    data = _side_data(picture, "DISPLAYMATRIX")
     if data is None:
         return None
-    matrix = tuple(int(value) for value in np.frombuffer(memoryview(data), "<i4", 9))
+    matrix = tuple(int(value) for value in np.frombuffer(data, "<i4", 9))
     identity = (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
     return None if matrix == identity else matrix
 
