@@ -85,7 +85,6 @@ class FileSource:
         self._open()
         try:
             zero = _clock_start(self._container)
-            self._tick = self._stream.time_base or Fraction(1, 90000)
             self.start = zero + (begin or 0) // self._tick * self._tick
             self._begin = None if begin is None else self.start
             self._end = None if end is None else zero + end
@@ -145,6 +144,7 @@ class FileSource:
         self._decoder.thread_type = "AUTO"
         self._deinterlacer = Deinterlacer(self._deinterlace)
         self.video_index = self._stream.index
+        self._tick = self._stream.time_base or Fraction(1, 90000)
         self._clock = Clock(self._container.format.name)
         self._packets = self._damaged = self._encrypted = 0
         self._position = 0
@@ -269,7 +269,9 @@ class FileSource:
             last = [*(_packet_without_data() for _ in range(context.thread_count)), None]
         for nothing in last:
             try:
-                yield from context.decode(nothing)
+                for picture in context.decode(nothing):
+                    picture.time_base = self._tick  # which PyAV knows from packets with data only
+                    yield picture
             except av.FFmpegError:
                 # Decoders that hold no pictures back find fault with the packet itself.
                 self._damaged += bool(abilities & ability.delay)
@@ -280,7 +282,7 @@ class FileSource:
         """The first one, which was decoded to know the format, and the others."""
         # What comes before the first whole picture is not shown; what comes later and refers to lost ones, rather than
         # nothing up to the next keyframe.
-        self._stream.codec_context.flags |= av.codec.context.Flags.output_corrupt
+        self._decoder.flags |= av.codec.context.Flags.output_corrupt
         while self._first is not None:
             picture, self._first = self._first, None
             yield picture
