@@ -42,7 +42,7 @@ HEAD = """# Colours: what becomes of them on the way through
 
 Made by [colour_round_trip.py](colour_round_trip.py), which says how: clips of samples/lake.mp4 at 192x108, stored
 without loss, through FileSource, Enhancer and FileSink, and read again. PSNR is in dB, of code values. Encoders have
-the quality that dped-live gives them (libx264: CRF 17)."""
+the quality that dped-live gives them."""
 
 SAME_KIND = """
 ## Planes that stay what they are

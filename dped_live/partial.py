@@ -27,10 +27,11 @@ class PartialFile:
     """The temporary name `NAME.part.EXT` beside `NAME.EXT`: a rename is atomic only within a file system.
 
     The constructor refuses to touch what exists, and checks that the folder can be written to. Then the owner writes
-    to `path`, and calls publish() or discard(). resume: the owner goes on with a temporary file that is there.
+    to `path`, and calls publish() or discard(). resume: whether the owner goes on with a temporary file that is there;
+    None if it never can.
     """
 
-    def __init__(self, final: Path, overwrite: bool, resume: bool = False) -> None:
+    def __init__(self, final: Path, overwrite: bool, resume: bool | None = None) -> None:
         self._final = final
         self.path = partial_path(final)
         try:
@@ -47,9 +48,9 @@ class PartialFile:
                 if final.exists():
                     raise OutputError(f"{final} exists; add -y to replace it")
                 if self.path.exists() and not resume:
+                    go_on = "" if resume is None else "--resume to go on with it, or "
                     raise OutputError(
-                        f"{self.path} exists, from a run that did not finish; add --resume to go on with it, or -y to "
-                        f"begin anew"
+                        f"{self.path} exists, from a run that did not finish; add {go_on}-y to begin anew"
                     )
         except OSError as error:
             raise OutputError(f"{final}: {error.strerror}; name another file") from error

@@ -504,10 +504,10 @@ def test_what_was_left_is_gone_on_with_only_for_the_same_job(tmp_path: Path) -> 
     sink.close(complete=False)
     assert kept.read_bytes() == before
 
-    kept.write_bytes(b"hours of somebody's work")
+    kept.write_bytes(b"hours of somebody's work" * 200)
     with pytest.raises(OutputError, match=r"out\.part\.mp4: nothing in it says what it was made from; add -y"):
         FileSink(tmp_path / "out.mp4", fmt, Fraction(25), FAST, job=JOB, resume=True)
-    assert kept.read_bytes() == b"hours of somebody's work"
+    assert kept.read_bytes() == b"hours of somebody's work" * 200
 
 
 def test_only_a_verified_file_is_a_result(tmp_path: Path) -> None:

@@ -264,5 +264,6 @@ def test_depth_of_ten_bits_goes_through_the_network(tmp_path: Path, codec: str) 
     convert(tmp_path / "in.mkv", tmp_path / "out.mkv", Encoding(codec))
     found = first(tmp_path / "out.mkv")
     assert found.format.pixel_format.depth == 10
+    assert found.format.matrix == "bt709"  # small video without a tag is taken for BT.601
     assert len(np.unique(found.planes[0])) > 150
     assert np.abs(found.planes[0].astype(int) - codes).mean() < (0.01 if codec == "ffv1" else 1.5)

@@ -798,7 +798,9 @@ def test_existing_file_is_not_replaced(clip: Path, tmp_path: Path) -> None:
 def test_rest_of_another_run_is_not_replaced(clip: Path, tmp_path: Path) -> None:
     rest = tmp_path / "out.part.mp4"
     rest.write_bytes(b"hours of work")
-    with pytest.raises(OutputError, match=r"out\.part\.mp4 exists, from a run that did not finish; add --res"):
+    with pytest.raises(
+        OutputError, match=r"out\.part\.mp4 exists, from a run that did not finish; add -y to begin anew"
+    ):
         convert(clip, tmp_path / "out.mp4")
     assert rest.read_bytes() == b"hours of work"
     convert(clip, tmp_path / "out.mp4", overwrite=True)

@@ -217,7 +217,8 @@ def encoder_of(name: str) -> av.Codec:
 
 
 def options_of(codec: str, encoding: Encoding, fmt: VideoFormat) -> dict[str, str]:
-    """What to open an encoder with. codec: its own name; encoding.codec may be another, such as h264.
+    """What to open an encoder with. codec: its own name; encoding.codec may be another, such as h264. fmt: of what it
+    is given.
 
     Raises OutputError for what the encoder does not have.
     """
@@ -235,11 +236,12 @@ def options_of(codec: str, encoding: Encoding, fmt: VideoFormat) -> dict[str, st
     return options
 
 
-def check_used(codec: str, encoding: Encoding, left: Mapping[str, str]) -> None:
+def check_used(encoding: Encoding, left: Mapping[str, str]) -> None:
     """Raise OutputError if an encoder that was opened has left an option of ours unused: it has none of that name."""
     for key, _ in encoding.options:
         if key in left:
-            raise OutputError(f"the encoder {codec} has no option {key!r}; see: ffmpeg -h encoder={codec}")
+            name = encoder_of(encoding.codec).name
+            raise OutputError(f"the encoder {name} has no option {key!r}; see: ffmpeg -h encoder={name}")
 
 
 def _check_list(codec: str, key: str, value: str) -> None:

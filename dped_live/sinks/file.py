@@ -7,8 +7,9 @@ import errno
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,9 @@ _AT_ONCE = {
     "matroska": {"cluster_time_limit": "500"},
 }
 """By container: what half a second (500,000 us) needs to be played by itself."""
+
+_NOTHING = 4096
+"""Bytes of a file in which there is no group of pictures yet."""
 
 _KEYFRAMES = 2
 """Seconds from one keyframe to the next, at most: what is between them is lost if the program is killed."""
@@ -102,12 +106,12 @@ class FileSink:
         self._end = Fraction(0)
         self._tallies: dict[int, Tally] = {}
         self._last_dts: dict[int, Fraction] = {}
-        self._failure: OutputError | None = None
         self._earlier: FinishedPart | None = None
         self._reordered: deque[Fraction] = deque()
         self._first_own = Fraction(0)
         try:
-            self._partial = PartialFile(path, overwrite, resume)
+            self._partial = PartialFile(path, overwrite, None if job is None else resume)
+            self._aside = self._partial.path.with_stem(f"{self._partial.path.stem}-earlier")
             if resume:
                 self._earlier = self._find_earlier(job)
         except BaseException:
@@ -138,8 +142,11 @@ class FileSink:
 
     def _find_earlier(self, job: JobKey | None) -> FinishedPart | None:
         """What an earlier run has finished. It is moved aside, and stays until this run has more."""
-        aside = self._partial.path.with_name(f"{self._partial.path.stem}-earlier{self._partial.path.suffix}")
-        found = [FinishedPart(path) for path in (self._partial.path, aside) if path.exists()]
+        found = [
+            FinishedPart(path)
+            for path in (self._partial.path, self._aside)
+            if path.exists() and path.stat().st_size > _NOTHING
+        ]
         if not found:
             return None
         best = max(found, key=lambda part: part.frames)
@@ -150,7 +157,7 @@ class FileSink:
             raise OutputError(f"{best.path}: was made from or with {difference}; add -y to begin anew")
         if not best.frames:
             return None
-        best.move_to(aside)
+        best.move_to(self._aside)
         return best
 
     def _open(
@@ -165,67 +172,78 @@ class FileSink:
             raise OutputError(f"{path}: no container has the suffix {path.suffix!r}; use .mp4, .mkv or .mov") from error
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{path}: {error.strerror}") from error
-        codec = encoder_of(encoding.codec)
-        # SVT-AV1 would print a page of its settings; there is no option for it.
-        os.environ.setdefault("SVT_LOG", "1")
-        try:
-            stream = self._container.add_stream(
-                codec.name, frame_rate, options=options_of(codec.name, encoding, self._format)
-            )
-        except ValueError as error:
-            raise OutputError(
-                f"{path}: {path.suffix} files cannot hold {encoding.codec}; use --codec for another, or .mkv"
-            ) from error
-        if not isinstance(stream, av.VideoStream):
-            raise OutputError(f"{encoding.codec} is no encoder for video; try --codec {', '.join(QUALITY)}")
-        self._video = stream
-        configure(self._video.codec_context, self._format)
-        if self._format.display_matrix is not None:
-            self._video.set_display_matrix(self._format.display_matrix)
-        if not encoder_of(encoding.codec).intra_only:
-            self._video.codec_context.gop_size = max(1, min(round(_KEYFRAMES * frame_rate), _LONGEST_GROUP))
+        name = self._container.format.name
+        if (live and name not in _AT_ONCE) or (self._earlier is not None and name not in _GROWING):
+            what = "survives a crash; record to" if live else "can be gone on with; write"
+            raise OutputError(f"{path}: only a .mp4, .mov or .mkv file {what} one of these")
+        self._video = self._add_video(frame_rate, encoding)
         self._next_packet: Callable[[], av.Packet[Any] | None] = lambda: None
-        beside = ""
+        beside: list[str] = []
         if self._companion is not None:
             self._companion.add_to(self._container, self._video)
-            self._next_packet = _next_of(self._companion.packets())
-            beside = " with " + ", ".join(
-                fate.codec for fate in self.streams if fate.fate in ("kept", "converted") and fate.codec
-            )
+            self._next_packet = partial(next, self._companion.packets(), None)
+            beside = [fate.codec for fate in self.streams if fate.fate in ("kept", "converted") and fate.codec]
         if sound is not None:
-            beside = f" with {sound.add_to(self._container).codec_context.name} sound"
+            beside = [f"{sound.add_to(self._container).codec_context.name} sound"]
             self._next_packet = sound.next_packet
         if job is not None:
             self._video.metadata["handler_name"] = job.tag
-        name = self._container.format.name
-        if (name not in _AT_ONCE and live) or (name not in _GROWING and job is not None and self._earlier is not None):
-            what = "survives a crash; record to" if live else "can be gone on with; write"
-            raise OutputError(f"{path}: only a .mp4, .mov or .mkv file {what} one of these")
         # FFmpeg would keep the last quarter of a megabyte, which may be minutes.
         self._container.container_options.update({"flush_packets": "1", **_GROWING.get(name, {})})
         if live:
             # ... and wait ten seconds for sound that does not come.
             self._container.container_options.update({"max_interleave_delta": "1000000", **_AT_ONCE[name]})
         self._container.container_options["movie_timescale"] = str(self._movie_clock())
-        try:
-            # Explicitly: if writing the header failed inside mux(), the next mux() would crash the process.
-            self._container.start_encoding()
-        except (av.FFmpegError, OSError, ValueError) as error:
-            if getattr(error, "errno", None) in _OF_THE_DISK:
-                raise OutputError(f"{path}: {_reason(error)}") from error
-            tuned = encoding.crf is not None or encoding.preset is not None or encoding.options
-            raise OutputError(
-                f"{path}: a {path.suffix} file of {encoding.codec}{beside} at {self._format.width}x"
-                f"{self._format.height} cannot be made ({_reason(error)}); "
-                f"{'check --crf, --preset and -e' if tuned else 'try a .mkv, or another --codec'}"
-            ) from error
-        check_used(codec.name, encoding, self._video.codec_context.options)
+        self._write_header(encoding, beside)
         self._tallies = {
             stream.index: Tally(stream.type)
             for stream in self._container.streams
             if stream.type != "attachment" and not stream.disposition & av.stream.Disposition.attached_pic
         }
         self._pending = self._next_packet()
+
+    def _add_video(self, frame_rate: Fraction, encoding: Encoding) -> av.VideoStream:
+        codec = encoder_of(encoding.codec)
+        # SVT-AV1 would print a page of its settings; there is no option for it.
+        os.environ.setdefault("SVT_LOG", "1")
+        options = options_of(codec.name, encoding, self._format)
+        try:
+            stream = self._container.add_stream(codec.name, frame_rate, options=options)
+        except ValueError as error:
+            suffix = self._path.suffix
+            raise OutputError(
+                f"{self._path}: {suffix} files cannot hold {encoding.codec}; use --codec for another, or .mkv"
+            ) from error
+        if not isinstance(stream, av.VideoStream):
+            raise OutputError(f"{encoding.codec} is no encoder for video; try --codec {', '.join(QUALITY)}")
+        configure(stream.codec_context, self._format)
+        if self._format.has_alpha and codec.name == "libvpx-vp9" and self._container.format.name in ("mp4", "mov"):
+            raise OutputError(
+                f"{self._path}: only a .webm or .mkv file can hold the transparency of VP9; use one of these, or "
+                f"--pix-fmt yuv420p"
+            )
+        if self._format.display_matrix is not None:
+            stream.set_display_matrix(self._format.display_matrix)
+        if not codec.intra_only:
+            stream.codec_context.gop_size = max(1, min(round(_KEYFRAMES * frame_rate), _LONGEST_GROUP))
+        return stream
+
+    def _write_header(self, encoding: Encoding, beside: list[str]) -> None:
+        """beside: what there is but pictures, for the message."""
+        try:
+            # Explicitly: if writing the header failed inside mux(), the next mux() would crash the process.
+            self._container.start_encoding()
+        except (av.FFmpegError, OSError, ValueError) as error:
+            if getattr(error, "errno", None) in _OF_THE_DISK:
+                raise OutputError(f"{self._path}: {_reason(error)}") from error
+            tuned = encoding.crf is not None or encoding.preset is not None or encoding.options
+            what = f"{encoding.codec}{' with ' if beside else ''}{', '.join(beside)}"
+            raise OutputError(
+                f"{self._path}: a {self._path.suffix} file of {what} at {self._format.width}x{self._format.height} "
+                f"cannot be made ({_reason(error)}); "
+                f"{'check --crf, --preset and -e' if tuned else 'try a .mkv, or another --codec'}"
+            ) from error
+        check_used(encoding, self._video.codec_context.options)
 
     def _movie_clock(self) -> int:
         """Ticks a second in which an MP4 or MOV says where a stream begins (by default only 1000; rounded down).
@@ -329,7 +347,7 @@ class FileSink:
                 self._keep()
         if complete:
             self._partial.publish()
-            self._discard_earlier()
+            self._aside.unlink(missing_ok=True)
         if self._companion is not None:
             self.notes += self._companion.notes
         if self._moved:
@@ -339,21 +357,19 @@ class FileSink:
         """Of what there is under temporary names, keep the one with most pictures."""
         if self._written > self.done and _is_playable(self._partial.path):
             self.kept = self._partial.path
-            self._discard_earlier()
+            self._aside.unlink(missing_ok=True)
             return
         self._partial.discard()
         if self._earlier is not None:
             self._earlier.path.replace(self._partial.path)
             self.kept = self._partial.path
 
-    def _discard_earlier(self) -> None:
-        if self._earlier is not None:
-            self._earlier.path.unlink(missing_ok=True)
-
     def _encode(self, picture: av.VideoFrame | None) -> None:
         try:
             for packet in self._video.encode(picture):
                 self._encoded += 1
+                if picture is None and self._written == 1:
+                    packet.dts = packet.pts  # libx265 leaves it unset
                 if self._reordered and packet.dts is not None and _time(packet) < self._first_own:
                     packet.dts = round(self._reordered.popleft() / packet.time_base)
                 self._mux_beside(until=_time(packet))
@@ -396,10 +412,6 @@ class FileSink:
             # What cannot be written now could not be before, which was raised then.
             with contextlib.suppress(av.FFmpegError, OSError):
                 self._container.close()
-
-
-def _next_of(packets: Iterator[av.Packet[Any]]) -> Callable[[], av.Packet[Any] | None]:
-    return lambda: next(packets, None)
 
 
 def _time(packet: av.Packet[Any]) -> Fraction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 
 import av
 
@@ -59,7 +60,10 @@ def _bwdif(picture: av.VideoFrame) -> av.filter.Graph:
     """Pixel formats that bwdif does not take are converted by the graph."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
-        width=picture.width, height=picture.height, format=picture.format, time_base=picture.time_base
+        width=picture.width,
+        height=picture.height,
+        format=picture.format,
+        time_base=picture.time_base or Fraction(1, 90000),
     )
     # A frame for each frame, not for each field; only where the stream says so.
     bwdif = graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced")
@@ -75,7 +79,8 @@ def _ready(graph: av.filter.Graph, held: deque[av.VideoFrame]) -> Iterator[av.Vi
             return
         # The filter counts in half ticks, and knows no duration of the last picture.
         before = held.popleft()
-        picture.time_base = before.time_base
+        if before.time_base is not None:  # what a decoder gives at its end has none
+            picture.time_base = before.time_base
         picture.pts, picture.dts, picture.duration = before.pts, before.dts, before.duration
         yield picture
 

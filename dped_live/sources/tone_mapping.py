@@ -56,7 +56,8 @@ class ToneMapper:
             self._graph, self._kind = self._filters(picture), kind
         self._graph.push(picture)
         mapped = self._graph.vpull()
-        mapped.time_base = picture.time_base
+        if picture.time_base is not None:  # what a decoder gives at its end has none
+            mapped.time_base = picture.time_base
         mapped.pts, mapped.dts, mapped.duration = picture.pts, picture.dts, picture.duration
         return mapped
 
