@@ -374,7 +374,7 @@ def test_webm_has_opus_and_webvtt(film: Path, tmp_path: Path) -> None:
 def test_strict_refuses_before_the_first_frame(film: Path, tmp_path: Path) -> None:
     source = FileSource(film)
     companion = Companion(film, source.video_index)
-    with pytest.raises(OutputError, match=r"--strict, and attachment 5 .* dropped: a mp4 file cannot hold attachments"):
+    with pytest.raises(OutputError, match=r"--strict, and attachment 5 .* dropped: MP4 cannot hold attachments"):
         FileSink(tmp_path / "out.mp4", source.format, Fraction(25), FAST, companion, strict=True)
     source.close()
     assert list(tmp_path.iterdir()) == []

@@ -247,7 +247,7 @@ class Companion:
             return _fate(stream, "converted", "written anew from the chapters")
         refused = _refusal(stream, form)
         if form == "mp4" and stream.type == "audio" and _codec(stream).startswith("pcm_"):
-            refused = "few players read it from a mp4 file; use .mov or .mkv to keep it"
+            refused = "few players read it from MP4; use .mov or .mkv to keep it"
         if refused is None and form in ("mp4", "mov") and _is_framed(stream):
             first = self._first_packet(stream.index)
             if first is not None and _parameters(stream, first) is not None:
@@ -267,7 +267,7 @@ class Companion:
             if stream.type == "subtitle" and form in _TEXT and stream.codec_context.name not in _PICTURES:
                 self._tracks[stream.index] = text = _ConvertedText(container, stream, _TEXT[form])
                 _describe(text.target, stream)
-                return _fate(stream, "converted", f"to {_TEXT[form]}, which a {form} file can hold")
+                return _fate(stream, "converted", f"to {_TEXT[form]}, which {_name(form)} can hold")
             codec = _SOUND.get(form, "aac")
             if stream.type == "audio" and _is_known(stream) and codec in container.supported_codecs:
                 self._tracks[stream.index] = sound = _ConvertedSound(container, stream, codec)
@@ -292,7 +292,7 @@ class Companion:
             packet.stream, packet.pts, packet.dts = target, 0, 0
             self._covers.append(packet)
         else:
-            return _fate(stream, "dropped", f"a {form} file has no place for it; use .mp4 or .mkv")
+            return _fate(stream, "dropped", f"{_name(form)} has no place for it; use .mp4 or .mkv")
         return _fate(stream, "kept")
 
     def _first_packet(self, index: int) -> av.Packet[Any] | None:
@@ -304,7 +304,7 @@ class Companion:
 
     def _add_attachment(self, container: Any, form: str, stream: Any) -> StreamFate:
         if form != "matroska":
-            return _fate(stream, "dropped", f"a {form} file cannot hold attachments; use .mkv")
+            return _fate(stream, "dropped", f"{_name(form)} cannot hold attachments; use .mkv")
         name = stream.metadata.get("filename", f"attachment {stream.index}")
         container.add_attachment(name, stream.mimetype or "application/octet-stream", stream.data)
         return _fate(stream, "kept")
@@ -337,7 +337,7 @@ class Companion:
         holds = form in ("mp4", "mov", "matroska", "webm")
         if holds:
             container.set_chapters(chapters)
-        why = "" if holds else f"a {form} file cannot hold them; use .mp4 or .mkv"
+        why = "" if holds else f"{_name(form)} cannot hold them; use .mp4 or .mkv"
         self.fates.append(StreamFate(-1, "chapters", "", "kept" if holds else "dropped", why=why))
 
 
@@ -439,7 +439,7 @@ class _ConvertedSound:
 def _refusal(stream: Any, form: str) -> str | None:
     """Why a container does not take a stream as it is; None if it does. Found out by writing a header to nowhere."""
     name = _codec(stream)
-    cannot = f"a {form} file cannot hold {name}"
+    cannot = f"{_name(form)} cannot hold {name}"
     if stream.type in ("subtitle", "data") and form not in ("mp4", "mov", "matroska", "webm"):
         return f"{cannot}; use .mkv"  # these muxers take anything, and nobody can read it
     unknown = stream.codec_context is None or (stream.type == "audio" and not stream.codec_context.sample_rate)
@@ -455,6 +455,11 @@ def _refusal(stream: Any, form: str) -> str | None:
     with contextlib.suppress(av.FFmpegError):  # some do not end a file without a packet
         trial.close()
     return None
+
+
+def _name(form: str) -> str:
+    """For people."""
+    return {"mp4": "MP4", "mov": "MOV", "matroska": "Matroska", "webm": "WebM", "mpegts": "MPEG-TS"}.get(form, form)
 
 
 def _is_known(sound: Any) -> bool:
