@@ -59,6 +59,9 @@ _IN_QUICKTIME = {
 _ENOUGH_ERRORS = 100
 """So many errors of reading in a row are the end of the file."""
 
+_LEAP = 3600
+"""Seconds from one packet of sound to the next, beyond which the time of the second is damaged."""
+
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """What sound of so many channels is converted to: of all their orders the one that encoders know."""
 
@@ -140,6 +143,8 @@ class Companion:
         self._cut_begin = cut_begin
         self._audio = audio
         self._tracks: dict[int, _Track] = {}
+        self._times: dict[int, Fraction] = {}
+        self._impossible: dict[int, int] = {}
         self._covers: list[av.Packet[Any]] = []
         self._input = self._opened()
 
@@ -167,6 +172,8 @@ class Companion:
             yield from self._demuxed()
             for track in self._tracks.values():
                 yield from track.finish()
+        for index, count in self._impossible.items():
+            self.notes.append(f"{count} damaged packets of {self._fate_of(index)} were passed over")
 
     def _demuxed(self) -> Iterator[av.Packet[Any]]:
         ended: set[int] = set()
@@ -192,14 +199,18 @@ class Companion:
                         clock.correct(packet)
                         yield packet
                 return
-            except av.error.InvalidDataError:
-                errors += 1  # what comes after it may be readable
-            except (av.FFmpegError, OSError) as error:
-                raise InputError(f"{self.path}: {_reason(error)}") from error
+            except IndexError:
+                return  # PyAV, at the end: of a stream that was not there at the beginning
+            except (av.FFmpegError, OSError):
+                # What comes after it may be whole. Where the file has gone, the source of the pictures says so.
+                errors += 1
 
     def _fail(self, index: int, error: Exception) -> None:
+        self.notes.append(f"{self._fate_of(index)} breaks off: {_reason(error)}")
+
+    def _fate_of(self, index: int) -> str:
         fate = next(fate for fate in self.fates if fate.index == index)
-        self.notes.append(f"{fate.kind} {index} ({fate.codec}) breaks off: {_reason(error)}")
+        return f"{fate.kind} {index} ({fate.codec})"
 
     def _opened(self) -> av.container.InputContainer:
         try:
@@ -216,8 +227,11 @@ class Companion:
         tick = packet.time_base
         shift = round(self._start / tick)
         packet.dts = dts - shift
-        packet.pts = packet.dts if packet.pts is None else packet.pts - shift
+        pts = packet.pts if packet.stream.type == "video" else None  # of sound and text the next is the next shown
+        packet.pts = packet.dts if pts is None else pts - shift
         time, duration = packet.pts * tick, (packet.duration or 0) * tick
+        if not self._is_possible(packet.stream, time):
+            return False
         # What an edit list cuts off goes, but for what the decoder needs to start up.
         if packet.is_discard and time < -_PRIMING:
             return False
@@ -232,6 +246,15 @@ class Companion:
         if packet.stream.type == "subtitle":
             remains = duration if self._length is None else min(duration, self._length - time)
             packet.duration = round(remains / tick)
+        return True
+
+    def _is_possible(self, stream: Any, time: Fraction) -> bool:
+        """Whether a packet may have this time after the one before; what is damaged may have any."""
+        before = self._times.get(stream.index, time)
+        if stream.type != "subtitle" and abs(time - before) > _LEAP:
+            self._impossible[stream.index] = self._impossible.get(stream.index, 0) + 1
+            return False
+        self._times[stream.index] = time
         return True
 
     def _add(self, container: Any, form: str, stream: Any, picture: av.VideoStream) -> StreamFate:
