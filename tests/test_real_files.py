@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 from dped_live import batch, weights
 from dped_live.backends import open_backend
 from dped_live.errors import InputError
+from dped_live.sinks.companion import StreamFate
 from dped_live.sinks.encoding import Encoding
 from dped_live.sources.file import FileSource
 
@@ -122,8 +125,15 @@ def test_every_picture_goes_the_whole_way(shared: Path, tmp_path: Path, row: Row
         target = tmp_path / f"out{suffix}"
         notes: list[str] = []
         settings = batch.Settings(strength=0.0, encoding=Encoding(preset="ultrafast"), **cut)
-        outcome = batch.enhance_video(batch.Job(path, target, False), Identity(), settings, notes.append)
+        planned: list[StreamFate] = []
+        outcome = batch.enhance_video(
+            batch.Job(path, target, False), Identity(), settings, notes.append, begun=remember(planned)
+        )
         assert outcome.frames == len(frames)
+        assert outcome.verification is not None
+        assert FFPROBE is None or streams_of(target) == Counter(
+            fate.kind for fate in planned if fate.fate != "dropped" and fate.kind in ("video", "audio", "subtitle")
+        )
         with av.open(f"file:{target}", metadata_errors="surrogateescape") as container:
             stream = container.streams.video[0]
             tick = stream.time_base
@@ -142,6 +152,18 @@ def test_every_picture_goes_the_whole_way(shared: Path, tmp_path: Path, row: Row
             assert (first.color_range == 2) == source.format.full_range
         target.unlink()
     assert list(tmp_path.iterdir()) == []
+
+
+def remember(planned: list[StreamFate]) -> Callable[[Sequence[StreamFate], Sequence[str]], None]:
+    return lambda streams, _notes: planned.extend(streams)
+
+
+def streams_of(path: Path) -> Counter[str]:
+    """As FFmpeg's own program sees them, without covers, data and attachments."""
+    command = [str(FFPROBE), "-v", "error", "-of", "json", "-show_entries", "stream=codec_type:stream_disposition"]
+    found = json.loads(subprocess.run([*command, f"file:{path}"], check=True, capture_output=True, timeout=60).stdout)
+    kinds = [s["codec_type"] for s in found["streams"] if not s["disposition"]["attached_pic"]]
+    return Counter(kind for kind in kinds if kind in ("video", "audio", "subtitle"))
 
 
 def iter_pictures(path: Path) -> Any:
