@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -60,7 +61,7 @@ _ENOUGH_ERRORS = 100
 """So many errors of reading in a row are the end of the file."""
 
 _LEAP = 3600
-"""Seconds from one packet of sound to the next, beyond which the time of the second is damaged."""
+"""Seconds from one packet of sound to the next, beyond which the second is taken for damaged."""
 
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """What sound of so many channels is converted to: of all their orders the one that encoders know."""
@@ -74,20 +75,21 @@ _OLD = ("encoder", "major_brand", "minor_version", "compatible_brands", "duratio
 _MATROSKA_STATISTICS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES")
 
 _Kind = Literal["video", "audio", "subtitle", "data", "attachment", "cover", "chapters"]
+Fate = Literal["enhanced", "kept", "converted", "dropped", "left out"]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFate:
     """What becomes of one stream of a source.
 
-    index: in the source; -1 for chapters, which are the container's own. codec: FFmpeg's name. why: one phrase, for
-    what is not simply kept.
+    index: in the source; -1 for chapters, which are the container's own. codec: FFmpeg's name. fate: left out is what
+    was not wanted, dropped what cannot be kept. why: one phrase, for what is not simply kept.
     """
 
     index: int
     kind: _Kind
     codec: str
-    fate: Literal["enhanced", "kept", "converted", "dropped"]
+    fate: Fate
     language: str | None = None
     title: str | None = None
     why: str = ""
@@ -144,7 +146,7 @@ class Companion:
         self._audio = audio
         self._tracks: dict[int, _Track] = {}
         self._times: dict[int, Fraction] = {}
-        self._impossible: dict[int, int] = {}
+        self._damaged: Counter[int] = Counter()
         self._covers: list[av.Packet[Any]] = []
         self._input = self._opened()
 
@@ -172,20 +174,18 @@ class Companion:
             yield from self._demuxed()
             for track in self._tracks.values():
                 yield from track.finish()
-        for index, count in self._impossible.items():
-            self.notes.append(f"{count} damaged packets of {self._fate_of(index)} were passed over")
+        for fate in self.fates:
+            if count := self._damaged[fate.index]:
+                self.notes.append(f"{count} damaged packets of {fate.kind} {fate.index} were passed over")
 
     def _demuxed(self) -> Iterator[av.Packet[Any]]:
-        ended: set[int] = set()
         for packet in self._packets_on_clock():
             index = packet.stream.index
-            if index in ended or index not in self._tracks or not self._placed(packet):
-                continue
-            try:
-                yield from self._tracks[index].accept(packet)
-            except av.FFmpegError as error:
-                ended.add(index)
-                self._fail(index, error)
+            if index in self._tracks and self._placed(packet):
+                try:
+                    yield from self._tracks[index].accept(packet)
+                except av.FFmpegError:
+                    self._damaged[index] += 1
 
     def _packets_on_clock(self) -> Iterator[av.Packet[Any]]:
         """All packets of all streams, as the source reads them: the file's Clock has to see them all."""
@@ -204,13 +204,6 @@ class Companion:
             except (av.FFmpegError, OSError):
                 # What comes after it may be whole. Where the file has gone, the source of the pictures says so.
                 errors += 1
-
-    def _fail(self, index: int, error: Exception) -> None:
-        self.notes.append(f"{self._fate_of(index)} breaks off: {_reason(error)}")
-
-    def _fate_of(self, index: int) -> str:
-        fate = next(fate for fate in self.fates if fate.index == index)
-        return f"{fate.kind} {index} ({fate.codec})"
 
     def _opened(self) -> av.container.InputContainer:
         try:
@@ -251,11 +244,11 @@ class Companion:
     def _is_possible(self, stream: Any, time: Fraction) -> bool:
         """Whether a packet may have this time after the one before; what is damaged may have any."""
         before = self._times.get(stream.index, time)
-        if stream.type != "subtitle" and abs(time - before) > _LEAP:
-            self._impossible[stream.index] = self._impossible.get(stream.index, 0) + 1
-            return False
         self._times[stream.index] = time
-        return True
+        if stream.type == "subtitle" or abs(time - before) <= _LEAP:
+            return True
+        self._damaged[stream.index] += 1
+        return False
 
     def _add(self, container: Any, form: str, stream: Any, picture: av.VideoStream) -> StreamFate:
         if stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic:
@@ -263,7 +256,7 @@ class Companion:
         if stream.type == "attachment":
             return self._add_attachment(container, form, stream)
         if stream.type == "audio" and not self._audio:
-            return _fate(stream, "dropped", "--no-audio")
+            return _fate(stream, "left out", "--no-audio")
         if stream.type == "data" and "timecode" in stream.metadata:
             return self._add_timecode(stream, picture)
         if stream.type == "data" and self._is_chapters(stream):
@@ -445,7 +438,9 @@ class _ConvertedSound:
     """Sound decoded and encoded again, each sample at its time."""
 
     def __init__(self, container: av.container.OutputContainer, source: Any, codec: str) -> None:
-        rate = 48000 if codec == "libopus" else source.codec_context.sample_rate
+        rate = source.codec_context.sample_rate
+        if rate not in (av.Codec(codec, "w").audio_rates or ()):
+            rate = 48000
         layout = _LAYOUTS[source.codec_context.channels]
         bits = _SOUND_RATE * source.codec_context.channels
         self.target: Any = container.add_stream(codec, rate, layout=layout, bit_rate=bits)
@@ -490,7 +485,7 @@ def _is_known(sound: Any) -> bool:
     return bool(sound.codec_context.sample_rate) and sound.codec_context.channels in _LAYOUTS
 
 
-def _fate(stream: Any, fate: Literal["enhanced", "kept", "converted", "dropped"], why: str = "") -> StreamFate:
+def _fate(stream: Any, fate: Fate, why: str = "") -> StreamFate:
     kind: _Kind = stream.type
     if kind == "video" and stream.disposition & av.stream.Disposition.attached_pic:
         kind = "cover"
