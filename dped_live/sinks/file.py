@@ -380,6 +380,9 @@ class FileSink:
                     packet.dts = round(self._reordered.popleft() / packet.time_base)
                 self._mux_beside(until=_time(packet))
                 self._mux(packet)
+                if packet.is_keyframe and not self._partial.path.exists():
+                    # A system lets a program write to what was removed, for hours and in vain.
+                    raise OutputError(f"{self._path}: {self._partial.path} was removed while it was written")
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{self._path}: {_reason(error)}") from error
 
