@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import deque
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
