@@ -57,6 +57,9 @@ def decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
         return own
     decoder = av.VideoCodecContext.create("libvpx" if own.name == "vp8" else "libvpx-vp9", "r")
     decoder.extradata = own.extradata
+    # The container's word, which the stream itself may lack.
+    decoder.color_primaries, decoder.color_trc = own.color_primaries, own.color_trc
+    decoder.colorspace, decoder.color_range = own.colorspace, own.color_range
     return decoder
 
 
