@@ -317,7 +317,7 @@ def job_key(source: Path, settings: Settings, weights: str, backend: Backend) ->
     )
     chosen = replace(settings, follow=None, overwrite=False, resume=False, strict=False)
     return JobKey(
-        _short_hash(version("dped-live"), weights, backend.description),
+        _short_hash(version("dped-live"), version("av"), weights, backend.description),
         _short_hash(ends),
         _short_hash(chosen, *(array.tobytes() for array in follow)),
     )

@@ -21,7 +21,7 @@ _FORMS: tuple[Form, ...] = ("float32", "uint8")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit code. Raises DpedError, and KeyboardInterrupt if it is broken off."""
+    """Run the command and return its exit code. Raises DpedError."""
     parser = argparse.ArgumentParser(
         prog="dped-live build",
         description="Build TensorRT engines, which run a network on an NVIDIA card faster than PyTorch does.",
@@ -49,17 +49,25 @@ def main(arguments: Sequence[str]) -> int:
         "tensorrt-rtx supports; with tensorrt it is this machine's card)",
     )
     parser.add_argument(
+        "--via",
+        choices=["torch-tensorrt"],
+        help="let torch-tensorrt build it, for this machine's card and exact statistics; for networks that dped-live "
+        "does not define for TensorRT itself",
+    )
+    parser.add_argument(
         "--out", metavar="FOLDER", type=Path, help="where to (default: engines/ of a checkout, else the user's cache)"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="only errors, and the files")
     options = parser.parse_args(arguments)
+    if options.via and (options.dynamic or options.target):
+        parser.error("--via torch-tensorrt is for one size and this machine's card: leave out --dynamic and --target")
 
     from dped_live import weights
-    from dped_live.backends import engine
+    from dped_live.backends import engine, engine_export
     from dped_live.backends.engine_graph import MODES
 
     tell = ignore if options.quiet else say
-    package = engine.installed_package()
+    package = engine_export.package() if options.via else engine.installed_package()
     target = None if options.target is None else " ".join(options.target)
     package.target(target)  # what cannot be is said before anything is fetched
     folder = engine.engine_folder() if options.out is None else options.out
@@ -71,17 +79,23 @@ def main(arguments: Sequence[str]) -> int:
         for form in _FORMS
         for statistics in MODES[type(network)]
     ]
+    if options.via:
+        keys = [engine_export.key_for_module(network, height, width) for width, height in options.size]
+    build = engine_export.build if options.via else engine.build
     seconds = "some seconds" if package.is_rtx else "minutes"
     tell(f"{len(keys)} engines of {options.model} for {_cards(keys[0].target, package.is_rtx)}, by {package.title}")
-    with interruptible("stopping") as interrupt:
+    with interruptible("stopping") as interrupt, _progress(options.quiet, interrupt.asked) as progress:
         for number, key in enumerate(keys, 1):
             path = engine.find(key, [folder], tell)
             if path is not None:
                 tell(f"{number} of {len(keys)}: {key}; it is there already, {_megabytes(path)}")
             else:
                 tell(f"{number} of {len(keys)}: {key}; building it takes {seconds}")
-                with _progress(options.quiet, interrupt.asked) as progress:
-                    path = engine.build(network, key, folder, progress)
+                try:
+                    path = build(network, key, folder, progress)
+                except KeyboardInterrupt:
+                    say("interrupted; the engines that were finished are kept")
+                    return 130
                 tell(f"built, {_megabytes(path)}")
             print(path, flush=True)
     return 0

@@ -15,6 +15,9 @@ _BACK, _FORWARD = 0.1, 600.0
 """Seconds that the timestamps of a stream may go back, as careless muxers let them, or go on, as where reception was
 lost, before it is another clock. Steps forward are looked at in containers of a running clock only."""
 
+_LONGEST = Fraction(1)
+"""Seconds that a packet is taken to last, at most, where the file does not say."""
+
 _AHEAD, _BEHIND = 10.0, 2.0
 """Seconds by which streams may be apart where a recording begins."""
 
@@ -39,9 +42,9 @@ class Clock:
         self._furthest = float("inf") if names.isdisjoint(STARTS_ANYWHERE) else _FORWARD
         self._offsets = [Fraction(0)]
         self._recording: dict[int, int] = {}
-        self._last: dict[int, float] = {}
+        self._last: dict[int, Fraction] = {}
         self._end: dict[int, Fraction] = {}
-        self._now = 0.0
+        self._now = Fraction(0)
         self.joins: list[float] = []
 
     def correct(self, packet: Any) -> None:
@@ -63,28 +66,30 @@ class Clock:
         stamps = [stamp * tick for stamp in (dts, pts) if stamp is not None]
         if self._steady or not stamps:
             return self._offsets[self._recording.get(stream, -1)]
-        decoded, shown = float(stamps[0]), stamps[-1]
-        timed = kind in ("audio", "video")
-        number = self._which(stream, decoded, shown) if timed else self._nearest(decoded)
-        self._recording[stream] = number
+        decoded, shown = stamps[0], stamps[-1]
+        if kind not in ("audio", "video"):
+            number = self._recording[stream] = self._nearest(decoded)
+            return self._offsets[number]
+        number = self._recording[stream] = self._which(stream, decoded, shown)
         offset = self._offsets[number]
-        if timed:
-            self._now = self._last[stream] = decoded + float(offset)
-            end = shown + offset + (duration or 0) * tick
-            self._end[stream] = max(end, self._end.get(stream, end))
+        self._now = decoded + offset
+        # Where a packet does not say how long it lasts: as long as after the one before.
+        span = duration * tick if duration else min(_LONGEST, self._now - self._last.get(stream, self._now))
+        self._last[stream] = self._now
+        self._end[stream] = max(shown + offset + span, self._end.get(stream, shown))
         return offset
 
-    def _nearest(self, decoded: float) -> int:
+    def _nearest(self, decoded: Fraction) -> int:
         """The recording of a packet of a stream that may be silent for long: where the others are."""
-        return min(range(len(self._offsets)), key=lambda n: abs(decoded + float(self._offsets[n]) - self._now))
+        return min(range(len(self._offsets)), key=lambda n: abs(decoded + self._offsets[n] - self._now))
 
-    def _which(self, stream: int, decoded: float, shown: Fraction) -> int:
+    def _which(self, stream: int, decoded: Fraction, shown: Fraction) -> int:
         """The recording that a packet belongs to; a new one if there is none."""
         offsets = self._offsets
         last = self._last.get(stream)
         if last is None:
             return len(offsets) - 1
-        steps = [decoded + float(offset) - last for offset in offsets]
+        steps = [float(decoded + offset - last) for offset in offsets]
         present = self._recording[stream]
         if -_BACK <= steps[present] <= self._furthest:
             return present

@@ -87,13 +87,11 @@ def _computed(trt: Any, layer: Any, arguments: list[Tensor], output: Any) -> Ten
         assert layer.keep_dims
         if layer.op == trt.ReduceOperation.MAX:
             return x.amax(axes, keepdim=True)
-        assert layer.op == trt.ReduceOperation.AVG
         assert x.dtype == torch.float32, "a sum of half ends at 65504"
+        if layer.op == trt.ReduceOperation.SUM:
+            return x.sum(axes, keepdim=True)
+        assert layer.op == trt.ReduceOperation.AVG
         return x.double().mean(axes, keepdim=True)
-    if kind == kinds.MATRIX_MULTIPLY:
-        layer.__class__ = trt.IMatrixMultiplyLayer
-        assert layer.op0 == layer.op1 == trt.MatrixOperation.NONE
-        return arguments[0] @ arguments[1]
     if kind == kinds.GATHER:
         layer.__class__ = trt.IGatherLayer
         indices = arguments[1].long()

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -290,6 +291,24 @@ def test_targets(package: Package, key: EngineKey) -> None:
     )
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_turing_cards(package: Package, dynamic: bool) -> None:
+    """They are built for only if asked for, and cannot do all that the others can."""
+    for network in (random_generator(), random_table_network()):
+        for mode in MODES[type(network)]:
+            key = key_for(network, mode, "uint8", 480, 640, dynamic, package, "7.5")
+            assert engine.build_plan(network, key, go_on)
+
+
+def test_a_target_is_what_is_built_for(package: Package) -> None:
+    network = random_generator()
+    plans = {
+        engine.build_plan(network, key_for(network, "given", "uint8", 48, 64, package=package, target=target), go_on)
+        for target in ("8.6", "8.9", "8.6 8.9")
+    }
+    assert len(plans) == 3
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tensorrt_needs_the_card() -> None:
     with pytest.raises(BackendError) as failure:
@@ -405,9 +424,9 @@ def test_nothing_else_is_trusted(key: EngineKey, built: bytes, tmp_path: Path, w
 
 def test_what_is_there_is_not_built_again(key: EngineKey, built: bytes, tmp_path: Path) -> None:
     (tmp_path / key.file_name).write_bytes(built)
-    before = (tmp_path / key.file_name).stat()
-    engine.build(random_generator(), key, tmp_path, lambda *_: False)
-    assert (tmp_path / key.file_name).stat() == before
+    before = (tmp_path / key.file_name).stat().st_ino
+    engine.build(random_generator(), key, tmp_path, go_on)
+    assert (tmp_path / key.file_name).stat().st_ino == before
 
 
 def test_progress(key: EngineKey, tmp_path: Path) -> None:
@@ -427,20 +446,29 @@ def test_progress(key: EngineKey, tmp_path: Path) -> None:
     engine.build(random_generator(), key, tmp_path, go_on)  # the lock is free
 
 
-def test_one_waits_for_another(key: EngineKey, built: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other_succeeds", [True, False])
+def test_one_waits_for_another(key: EngineKey, built: bytes, tmp_path: Path, other_succeeds: bool) -> None:
     other = filelock.FileLock(tmp_path / ".lock")
     other.acquire()
-    steps = []
+    steps: list[str] = []
 
-    def finish_other(what: str, _done: int, _of: int) -> bool:
+    def note(what: str, _done: int, _of: int) -> bool:
+        if not steps:
+            if other_succeeds:
+                (tmp_path / key.file_name).write_bytes(built)
+            other.release()
+        else:
+            with pytest.raises(filelock.Timeout):
+                other.acquire(timeout=0)
         steps.append(what)
-        (tmp_path / key.file_name).write_bytes(built)
-        other.release()
         return True
 
-    path = engine.build(random_generator(), key, tmp_path, finish_other)
-    assert steps == ["waiting for another dped-live that builds here"]
+    path = engine.build(random_generator(), key, tmp_path, note)
+    assert steps[0] == "waiting for another dped-live that builds here"
+    assert (len(steps) == 1) == other_succeeds
     assert path.read_bytes() == built
+    other.acquire(timeout=0)
+    other.release()
 
 
 @pytest.fixture
@@ -556,6 +584,22 @@ def test_two_at_once(model: Path, tmp_path: Path) -> None:
         printed.append(output.splitlines())
     assert printed[0] == printed[1]
     assert sorted(out.iterdir()) == sorted([out / ".lock", *map(Path, printed[0])])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.usefixtures("package")
+def test_it_can_be_broken_off(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engines"
+    sizes = ["64x48", "1280x720", "1920x1080"]
+    arguments = command(model, "--out", out, "--size", *sizes)
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("1 of 18" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert said[-1] == "dped-live: interrupted; the engines that were finished are kept"
+    assert {path.suffix for path in out.iterdir()} <= {"", ".engine"}
 
 
 @pytest.mark.usefixtures("package")

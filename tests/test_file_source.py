@@ -6,16 +6,21 @@ The pictures are numbered (testcard.py), so that a frame tells which one it is.
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
+from dped_live.clock import Clock
 from dped_live.errors import InputError
 from dped_live.frame import Frame
 from dped_live.sources.file import FileSource
@@ -24,7 +29,7 @@ from dped_live.sources.testcard import draw, frame_number
 from test_video import Sound, write_clip
 
 FFMPEG = shutil.which("ffmpeg")
-needs_ffmpeg = pytest.mark.skipif(not FFMPEG, reason="needs the ffmpeg program to make the clip")
+needs_ffmpeg = pytest.mark.skipif(not FFMPEG, reason="needs the ffmpeg program, to make a clip or to count")
 
 WIDTH, HEIGHT = 192, 144
 WRAP = 1 << 33
@@ -264,3 +269,256 @@ def test_only_what_is_needed_is_decoded_where_there_is_an_index(clips: Any, tmp_
     assert found == cut_of(truth, cut, None)
     assert not source.notes
     assert len(whole) <= len(truth)
+
+
+# Joined files.
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("second", [1, 3600, 9 * 3600], ids=["back", "an hour on", "nine hours on"])
+def test_joined_recordings_come_one_after_the_other(tmp_path: Path, second: int) -> None:
+    parts = []
+    for number, begin in enumerate((1, second)):
+        sound = Sound(1.6, Fraction(begin), "mp2", 48000)
+        kind = Kind(".ts", clock=TS, ticks=steps(40, 3600, 90000 * begin), sound=sound)
+        parts.append(make(tmp_path / f"{number}.ts", kind, first=100 * number))
+    path = joined(tmp_path / "in.ts", *parts)
+    found, _, source = read(path)
+    assert [number for number, _ in found] == [*range(40), *range(100, 140)]
+    gaps = [b - a for (_, a), (_, b) in itertools.pairwise(found)]
+    assert set(gaps[:39] + gaps[45:]) == {Fraction(1, 25)}
+    assert min(gaps) == Fraction(1, 25)
+    assert sum(gaps[39:45]) <= Fraction(6, 25) + Fraction(1, 10)
+    assert source.notes == ["its clock starts anew at 1.6 s: joined recordings, which now come one after the other"]
+    assert source.shortfall is None
+    # Sound keeps its distance to the pictures.
+    heard = sound_on_clock(path, source)
+    assert heard == sorted(heard)
+    half = len(heard) // 2
+    assert len(heard) == 2 * half
+    assert abs((heard[half + 9] - heard[9]) - (found[50][1] - found[10][1])) <= Fraction(1, 1000)
+    cut = found[55][1]
+    assert read(path, begin=cut)[0] == cut_of(found, cut, None)
+
+
+def sound_on_clock(path: Path, source: FileSource) -> list[Fraction]:
+    """When each packet of sound is heard, as whoever copies it finds out."""
+    with av.open(str(path)) as container:
+        clock = Clock(container.format.name)
+        heard = []
+        for packet in container.demux():
+            if packet.size:
+                clock.correct(packet)
+                if packet.stream.type == "audio":
+                    assert packet.pts is not None
+                    heard.append(packet.pts * packet.time_base - source.start)
+    return heard
+
+
+def test_three_joined_recordings(tmp_path: Path) -> None:
+    kind = Kind(".ts", clock=TS, ticks=steps(20, 3600, 90000))
+    part = make(tmp_path / "part.ts", kind)
+    found, _, _ = read(joined(tmp_path / "in.ts", part, part, part))
+    assert found == [(n % 20, n * Fraction(1, 25)) for n in range(60)]
+
+
+def test_wrong_timestamp_moves_nothing_else() -> None:
+    clock = Clock("mpegts")
+    stamps = [*range(0, 36000, 3600), 90000 * 7200, *range(39600, 72000, 3600)]
+    offsets = [clock.offset(0, "video", TS, stamp, stamp, 3600) for stamp in stamps]
+    assert [offset for offset in offsets if offset] == offsets[10:11]
+
+
+def test_long_pause_is_kept_where_clocks_do_not_start_anywhere() -> None:
+    for container in ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv"):
+        clock = Clock(container)
+        assert {clock.offset(0, "video", MS, stamp, stamp, 40) for stamp in (0, 40, 9_000_000)} == {0}
+
+
+# Damage.
+
+
+def noisy(path: Path, codec: str, options: dict[str, str], count: int = 75) -> Path:
+    noise = [np.random.default_rng(n).integers(0, 256, (48, 64, 3), dtype=np.uint8) for n in range(count)]
+    return write_clip(path, noise, codec=codec, options=options, sound=Sound(count / 25))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".flv"])
+def test_truncated_file_falls_short(tmp_path: Path, suffix: str) -> None:
+    whole = noisy(tmp_path / f"whole{suffix}", "mpeg4" if suffix == ".avi" else "libx264", {"g": "10"})
+    path = tmp_path / f"in{suffix}"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    source = FileSource(path)
+    count = sum(1 for _ in source.frames())
+    source.close()
+    assert 20 < count < 50
+    assert source.shortfall is not None
+    assert re.fullmatch(r"the pictures end at 1\.\d s of 3\.\d s", source.shortfall)
+    # What is cut before the truncation is whole.
+    source = FileSource(path, end=Fraction(1, 2))
+    assert (
+        sum(1 for _ in source.frames()) == {".mkv": 13, ".avi": 12, ".flv": 11}[suffix]
+    )  # of which the latter two are late
+    source.close()
+    assert source.shortfall is None
+
+
+def test_truncated_mp4_with_its_index_in_front_falls_short(tmp_path: Path) -> None:
+    noisy(tmp_path / "whole.mp4", "libx264", {"g": "10"})
+    with av.open(str(tmp_path / "whole.mp4")) as whole:
+        fast = {"movflags": "faststart"}
+        with av.open(str(tmp_path / "in.mp4"), "w", options=fast) as target:
+            streams = {stream.index: target.add_stream_from_template(stream) for stream in whole.streams}
+            for packet in whole.demux():
+                if packet.size:
+                    packet.stream = streams[packet.stream_index]
+                    target.mux(packet)
+    path = tmp_path / "in.mp4"
+    os.truncate(path, path.stat().st_size // 2)
+    source = FileSource(path)
+    assert 20 < sum(1 for _ in source.frames()) < 60
+    source.close()
+    assert source.shortfall is not None
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_may_be_longer_than_the_pictures(tmp_path: Path, suffix: str) -> None:
+    path = write_clip(tmp_path / f"in{suffix}", numbered(range(10)), sound=Sound(5))
+    source = FileSource(path)
+    assert sum(1 for _ in source.frames()) == 10
+    source.close()
+    assert source.shortfall is None
+    assert source.duration is not None
+    assert source.duration > 4
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("in.mkv", "libx264", {"preset": "medium", "g": "12"}),
+        ("in.mp4", "libx265", {"preset": "ultrafast", "x265-params": "bframes=3:keyint=12:log-level=error"}),
+        ("in.avi", "mpeg4", {"bf": "2", "g": "12"}),
+        ("in.ts", "libx264", {"preset": "medium", "g": "12"}),
+        ("in.webm", "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "g": "12"}),
+    ],
+)
+def test_no_fewer_pictures_than_ffmpeg_finds(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    """Damage at the end is what PyAV would lose pictures by: an error ends its draining of the decoder."""
+    whole = write_clip(tmp_path / name, numbered(range(40)), codec=codec, options=options, clock=Fraction(1, 25))
+    data = whole.read_bytes()
+    for seed in range(6):
+        damaged = bytearray(data)
+        chance = np.random.default_rng(seed)
+        for place in chance.integers(len(data) * (3 if seed % 2 else 2) // 4, len(data), 12):
+            damaged[place] ^= 1 << int(chance.integers(8))
+        whole.write_bytes(damaged)
+        try:
+            count = len(read_pictures(whole))
+        except InputError:
+            count = 0
+        # Where a slice's header is broken, FFmpeg 5's HEVC decoder shows a picture all the same.
+        assert count >= counted_by_ffmpeg(whole) - (codec == "libx265"), seed
+
+
+def read_pictures(path: Path) -> list[Fraction]:
+    source = FileSource(path)
+    try:
+        return [frame.pts for frame in source.frames()]
+    finally:
+        source.close()
+
+
+def counted_by_ffmpeg(path: Path) -> int:
+    command = [str(FFMPEG), "-nostdin", "-v", "quiet", "-i", f"file:{path}", "-map", "0:V:0", "-fps_mode"]
+    command += ["passthrough", "-enc_time_base", "-1", "-f", "framecrc", "-"]
+    lines = subprocess.run(command, capture_output=True, timeout=60, check=False).stdout.splitlines()
+    return sum(not line.startswith(b"#") for line in lines)
+
+
+def test_a_tenth_of_undecodable_packets_is_a_shortfall(tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "whole.mkv", numbered(range(60)), options={"preset": "ultrafast", "g": "1"})
+    with av.open(str(whole)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for damaged, falls_short in ((2, False), (20, True)):
+        data = whole.read_bytes()
+        for packet in packets[30 : 30 + damaged]:
+            data = data.replace(packet, bytes([255]) * len(packet))
+        (tmp_path / "in.mkv").write_bytes(data)
+        source = FileSource(tmp_path / "in.mkv")
+        count = sum(1 for _ in source.frames())
+        source.close()
+        assert count == 60 - damaged
+        assert any(note == f"{damaged} damaged packets were passed over" for note in source.notes)
+        told = f"{damaged} of 60 packets could not be decoded" if falls_short else None
+        assert source.shortfall == told
+
+
+def test_recording_that_begins_in_mid_group_begins_with_its_first_whole_picture(tmp_path: Path) -> None:
+    kind = Kind(".ts", clock=TS, ticks=steps(60, 3600, 90000), options=(("preset", "fast"), ("g", "20"), ("bf", "3")))
+    data = make(tmp_path / "whole.ts", kind).read_bytes()
+    cut = len(data) // 188 // 2
+    (tmp_path / "in.ts").write_bytes(data[: 3 * 188] + data[cut * 188 :])
+    found, _, source = read(tmp_path / "in.ts")
+    assert [number for number, _ in found] == list(range(found[0][0], 60))
+    assert found[0][0] in (20, 40)
+    assert source.shortfall is None
+
+
+# What cannot be read.
+
+
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for path in (tmp_path / "pipe.mp4", tmp_path, Path("/dev/null")):
+        with pytest.raises(InputError, match="not a regular file"):
+            FileSource(path)
+
+
+@needs_ffmpeg
+def test_encrypted_pictures_are_called_so(tmp_path: Path) -> None:
+    write_clip(tmp_path / "in.mp4", numbered(range(10)))
+    command = [str(FFMPEG), "-v", "error", "-i", str(tmp_path / "in.mp4"), "-c", "copy", "-encryption_scheme"]
+    command += ["cenc-aes-ctr", "-encryption_key", "0" * 31 + "1", "-encryption_kid", "0" * 31 + "2"]
+    subprocess.run([*command, str(tmp_path / "locked.mp4")], check=True, timeout=60)
+    with pytest.raises(InputError, match=r"locked\.mp4: its pictures are encrypted; nothing written"):
+        FileSource(tmp_path / "locked.mp4")
+
+
+def test_file_that_becomes_shorter_while_it_is_read_is_one_line(tmp_path: Path) -> None:
+    path = noisy(tmp_path / "in.ts", "libx264", {"g": "10"}, count=250)
+    source = FileSource(path)
+    frames = source.frames()
+    next(frames)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(InputError, match=r"in\.ts: has become shorter while it was read; copy it to a local disk"):
+        list(frames)
+    source.close()
+
+
+def test_file_that_is_removed_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
+    path = make(tmp_path / "in.mp4", KINDS["b-frames"])
+    source = FileSource(path)
+    path.unlink()
+    assert sum(1 for _ in source.frames()) == 40
+    source.close()
+
+
+@needs_ffmpeg
+def test_stream_that_can_be_decoded_is_taken(tmp_path: Path) -> None:
+    write_clip(tmp_path / "in.mkv", numbered(range(10)))
+    command = [str(FFMPEG), "-v", "error", "-i", str(tmp_path / "in.mkv"), "-map", "0:v", "-map", "0:v", "-c", "copy"]
+    subprocess.run([*command, "-disposition:0", "default", str(tmp_path / "two.mkv")], check=True, timeout=60)
+    data = (tmp_path / "two.mkv").read_bytes()
+    (tmp_path / "two.mkv").write_bytes(data.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XXX", 1))
+    found, _, source = read(tmp_path / "two.mkv")
+    assert [number for number, _ in found] == list(range(10))
+    assert source.video_index == 1
+    data = data.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XXX")
+    (tmp_path / "none.mkv").write_bytes(data)
+    with pytest.raises(InputError, match="FFmpeg has no decoder for its video; nothing written"):
+        FileSource(tmp_path / "none.mkv")

@@ -29,8 +29,8 @@ from dped_live.sources.file import FileSource
 from test_video import Sound, convert, moving, write_clip
 
 FILES = {
-    "read": int(os.environ.get("DPED_FUZZ_READ", "2500")),
-    "convert": int(os.environ.get("DPED_FUZZ_CONVERT", "120")),
+    "read": int(os.environ.get("DPED_FUZZ_READ", "6000")),
+    "convert": int(os.environ.get("DPED_FUZZ_CONVERT", "300")),
 }
 """How many files, by what is done with them: all frames read, or the whole way into a new file."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dped_live import weights
-from dped_live.backends import Backend, Runner, engine, engine_export, open_backend, tensorrt
+from dped_live import cli, weights
+from dped_live.backends import Backend, Runner, engine, open_backend, tensorrt
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
 from dped_live.statistics import Statistics
@@ -120,13 +120,22 @@ def test_cards_of_tensorrt_rtx(capability: tuple[int, int]) -> None:
 
 
 @without_gpu
-def test_torch_tensorrt_is_refused_without_a_card() -> None:
-    with pytest.raises(BackendError) as raised:
-        engine_export.key_for_module(NETWORK, 64, 64)
-    assert str(raised.value) == (
-        "--via torch-tensorrt: it cannot even be loaded without an NVIDIA card, and torch finds none here; without "
-        "--via the networks of dped-live are built on any machine"
-    )
+def test_without_a_card_torch_tensorrt_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean(tmp_path, monkeypatch)
+    assert cli.main(["build", "--via", "torch-tensorrt", "--out", "engines"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "dped-live: --via torch-tensorrt: it cannot even be loaded without an NVIDIA card, and torch finds none here; "
+        "without --via the networks of dped-live are built on any machine"
+    ]
+    assert files() == []
+
+
+def test_torch_tensorrt_builds_for_one_size_and_this_card(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["build", "--via", "torch-tensorrt", "--dynamic"])
+    assert "leave out --dynamic and --target" in capsys.readouterr().err
 
 
 # Which engine is taken.

@@ -462,7 +462,7 @@ def test_sound_that_the_container_cannot_hold_is_left_out_with_a_note(tmp_path: 
         with av.open(str(tmp_path / name)) as container:
             assert bool(container.streams.audio) == has_sound
             assert sum(1 for _ in container.decode(video=0)) == 10
-        dropped = "audio 1 (pcm_s16le) dropped: a h264 file cannot hold pcm_s16le; use .mkv"
+        dropped = "audio 1 (pcm_s16le) dropped: h264 cannot hold pcm_s16le; use .mkv"
         assert any(dropped in note for note in notes) != has_sound
 
 

@@ -27,6 +27,7 @@ from dped_live.backends.engine import EngineKey, Package, Progress
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
 from dped_live.network import Network
+from dped_live.table_network import TableNetwork
 
 ENHANCED = "output0"
 """What torch-tensorrt calls the result. Inputs have the names of forward's parameters."""
@@ -43,18 +44,25 @@ def graph() -> str | None:
         return None
 
 
-def key_for_module(module: nn.Module, height: int, width: int, package: Package | None = None) -> EngineKey:
+def package() -> Package:
+    """What runs the engines: torch-tensorrt builds by tensorrt. Raises BackendError where it cannot be used."""
+    _module()
+    return engine.installed_package("tensorrt")
+
+
+def key_for_module(module: nn.Module, height: int, width: int) -> EngineKey:
     """The key of a module's engine for this machine's card.
 
     module: `forward(image)` takes float (1, 3, height, width), RGB in [0, 1], and returns the same. Raises BackendError
     where torch-tensorrt cannot be used.
     """
-    _module()
-    package = package or engine.installed_package("tensorrt")
+    runs = package()
     made_by = graph()
-    assert made_by is not None
+    assert made_by is not None, "it was imported"
+    if isinstance(module, TableNetwork):
+        raise BackendError("--via torch-tensorrt: an engine of lite's kind takes its statistics; leave out --via")
     if isinstance(module, Generator):
-        return replace(engine.key_for(module, "exact", "float32", height, width, package=package), graph=made_by)
+        return replace(engine.key_for(module, "exact", "float32", height, width, package=runs), graph=made_by)
     return EngineKey(
         weights.digest(cast(Network, module)),
         type(module).__qualname__,
@@ -64,9 +72,9 @@ def key_for_module(module: nn.Module, height: int, width: int, package: Package 
         height,
         width,
         False,
-        package.name,
-        package.version,
-        package.target(),
+        runs.name,
+        runs.version,
+        runs.target(),
     )
 
 

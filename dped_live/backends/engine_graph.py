@@ -158,9 +158,10 @@ class Graph:
     def largest_channel(self, x: Any) -> Any:
         return self.definition.add_reduce(x, self.trt.ReduceOperation.MAX, 1 << 1, True).get_output(0)
 
-    def matrix_product(self, a: Any, b: Any) -> Any:
-        plain = self.trt.MatrixOperation.NONE
-        return self.definition.add_matrix_multiply(a, plain, b, plain).get_output(0)
+    def weighted_sum(self, weights: Any, rows: Array) -> Any:
+        """weights (1, N), rows (N, M): (1, M). No matrix product: TensorRT has none in float32 for Turing cards."""
+        parts = self.multiply(self.reshaped(weights, (rows.shape[0], 1)), self.constant(rows))
+        return self.definition.add_reduce(parts, self.trt.ReduceOperation.SUM, 1 << 0, True).get_output(0)
 
     def taken(self, x: Any, indices: Any, axis: int) -> Any:
         return self.definition.add_gather(x, indices, axis).get_output(0)
@@ -291,7 +292,7 @@ def table_network(graph: Graph, network: TableNetwork, mode: Mode) -> None:
     single = graph.trt.float32
     values = graph.multiply(graph.input(MEAN, (1, VALUES)), 1 / UNIT)
     detail = network.detail
-    strength = graph.matrix_product(values, graph.constant(_single(detail.strength.weight).T))
+    strength = graph.weighted_sum(values, _single(detail.strength.weight).T)
     strength = graph.add(strength, graph.constant(_single(detail.strength.bias)[None]))
     threshold = graph.constant(_single(detail.threshold.abs())[None, :, None, None])
 
@@ -313,7 +314,7 @@ def _mixed(graph: Graph, tables: Tables, values: Any) -> Any:
     with torch.inference_mode():
         unchanged = tables.mixed(torch.zeros(1, VALUES))
         offsets = tables.mixed(torch.eye(VALUES)) - unchanged
-    flat = graph.matrix_product(values, graph.constant(_single(offsets).reshape(VALUES, -1)))
+    flat = graph.weighted_sum(values, _single(offsets).reshape(VALUES, -1))
     return graph.reshaped(graph.add(flat, graph.constant(_single(unchanged).reshape(1, -1))), (SIDE**3, 3))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -59,6 +60,9 @@ _IN_QUICKTIME = {
 _ENOUGH_ERRORS = 100
 """So many errors of reading in a row are the end of the file."""
 
+_LEAP = 3600
+"""Seconds from one packet of sound to the next, beyond which the second is taken for damaged."""
+
 _LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """What sound of so many channels is converted to: of all their orders the one that encoders know."""
 
@@ -71,20 +75,21 @@ _OLD = ("encoder", "major_brand", "minor_version", "compatible_brands", "duratio
 _MATROSKA_STATISTICS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES")
 
 _Kind = Literal["video", "audio", "subtitle", "data", "attachment", "cover", "chapters"]
+Fate = Literal["enhanced", "kept", "converted", "dropped", "left out"]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFate:
     """What becomes of one stream of a source.
 
-    index: in the source; -1 for chapters, which are the container's own. codec: FFmpeg's name. why: one phrase, for
-    what is not simply kept.
+    index: in the source; -1 for chapters, which are the container's own. codec: FFmpeg's name. fate: left out is what
+    was not wanted, dropped what cannot be kept. why: one phrase, for what is not simply kept.
     """
 
     index: int
     kind: _Kind
     codec: str
-    fate: Literal["enhanced", "kept", "converted", "dropped"]
+    fate: Fate
     language: str | None = None
     title: str | None = None
     why: str = ""
@@ -140,6 +145,8 @@ class Companion:
         self._cut_begin = cut_begin
         self._audio = audio
         self._tracks: dict[int, _Track] = {}
+        self._times: dict[int, Fraction] = {}
+        self._damaged: Counter[int] = Counter()
         self._covers: list[av.Packet[Any]] = []
         self._input = self._opened()
 
@@ -167,18 +174,18 @@ class Companion:
             yield from self._demuxed()
             for track in self._tracks.values():
                 yield from track.finish()
+        for fate in self.fates:
+            if count := self._damaged[fate.index]:
+                self.notes.append(f"{count} damaged packets of {fate.kind} {fate.index} were passed over")
 
     def _demuxed(self) -> Iterator[av.Packet[Any]]:
-        ended: set[int] = set()
         for packet in self._packets_on_clock():
             index = packet.stream.index
-            if index in ended or index not in self._tracks or not self._placed(packet):
-                continue
-            try:
-                yield from self._tracks[index].accept(packet)
-            except av.FFmpegError as error:
-                ended.add(index)
-                self._fail(index, error)
+            if index in self._tracks and self._placed(packet):
+                try:
+                    yield from self._tracks[index].accept(packet)
+                except av.FFmpegError:
+                    self._damaged[index] += 1
 
     def _packets_on_clock(self) -> Iterator[av.Packet[Any]]:
         """All packets of all streams, as the source reads them: the file's Clock has to see them all."""
@@ -192,14 +199,11 @@ class Companion:
                         clock.correct(packet)
                         yield packet
                 return
-            except av.error.InvalidDataError:
-                errors += 1  # what comes after it may be readable
-            except (av.FFmpegError, OSError) as error:
-                raise InputError(f"{self.path}: {_reason(error)}") from error
-
-    def _fail(self, index: int, error: Exception) -> None:
-        fate = next(fate for fate in self.fates if fate.index == index)
-        self.notes.append(f"{fate.kind} {index} ({fate.codec}) breaks off: {_reason(error)}")
+            except IndexError:
+                return  # PyAV, at the end: of a stream that was not there at the beginning
+            except (av.FFmpegError, OSError):
+                # What comes after it may be whole. Where the file has gone, the source of the pictures says so.
+                errors += 1
 
     def _opened(self) -> av.container.InputContainer:
         try:
@@ -216,8 +220,11 @@ class Companion:
         tick = packet.time_base
         shift = round(self._start / tick)
         packet.dts = dts - shift
-        packet.pts = packet.dts if packet.pts is None else packet.pts - shift
+        pts = packet.pts if packet.stream.type == "video" else None  # of sound and text the next is the next shown
+        packet.pts = packet.dts if pts is None else pts - shift
         time, duration = packet.pts * tick, (packet.duration or 0) * tick
+        if not self._is_possible(packet.stream, time):
+            return False
         # What an edit list cuts off goes, but for what the decoder needs to start up.
         if packet.is_discard and time < -_PRIMING:
             return False
@@ -234,20 +241,29 @@ class Companion:
             packet.duration = round(remains / tick)
         return True
 
+    def _is_possible(self, stream: Any, time: Fraction) -> bool:
+        """Whether a packet may have this time after the one before; what is damaged may have any."""
+        before = self._times.get(stream.index, time)
+        self._times[stream.index] = time
+        if stream.type == "subtitle" or abs(time - before) <= _LEAP:
+            return True
+        self._damaged[stream.index] += 1
+        return False
+
     def _add(self, container: Any, form: str, stream: Any, picture: av.VideoStream) -> StreamFate:
         if stream.type == "video" and stream.disposition & av.stream.Disposition.attached_pic:
             return self._add_cover(container, form, stream)
         if stream.type == "attachment":
             return self._add_attachment(container, form, stream)
         if stream.type == "audio" and not self._audio:
-            return _fate(stream, "dropped", "--no-audio")
+            return _fate(stream, "left out", "--no-audio")
         if stream.type == "data" and "timecode" in stream.metadata:
             return self._add_timecode(stream, picture)
         if stream.type == "data" and self._is_chapters(stream):
             return _fate(stream, "converted", "written anew from the chapters")
         refused = _refusal(stream, form)
         if form == "mp4" and stream.type == "audio" and _codec(stream).startswith("pcm_"):
-            refused = "few players read it from a mp4 file; use .mov or .mkv to keep it"
+            refused = "few players read it from MP4; use .mov or .mkv to keep it"
         if refused is None and form in ("mp4", "mov") and _is_framed(stream):
             first = self._first_packet(stream.index)
             if first is not None and _parameters(stream, first) is not None:
@@ -267,7 +283,7 @@ class Companion:
             if stream.type == "subtitle" and form in _TEXT and stream.codec_context.name not in _PICTURES:
                 self._tracks[stream.index] = text = _ConvertedText(container, stream, _TEXT[form])
                 _describe(text.target, stream)
-                return _fate(stream, "converted", f"to {_TEXT[form]}, which a {form} file can hold")
+                return _fate(stream, "converted", f"to {_TEXT[form]}, which {_name(form)} can hold")
             codec = _SOUND.get(form, "aac")
             if stream.type == "audio" and _is_known(stream) and codec in container.supported_codecs:
                 self._tracks[stream.index] = sound = _ConvertedSound(container, stream, codec)
@@ -292,7 +308,7 @@ class Companion:
             packet.stream, packet.pts, packet.dts = target, 0, 0
             self._covers.append(packet)
         else:
-            return _fate(stream, "dropped", f"a {form} file has no place for it; use .mp4 or .mkv")
+            return _fate(stream, "dropped", f"{_name(form)} has no place for it; use .mp4 or .mkv")
         return _fate(stream, "kept")
 
     def _first_packet(self, index: int) -> av.Packet[Any] | None:
@@ -304,7 +320,7 @@ class Companion:
 
     def _add_attachment(self, container: Any, form: str, stream: Any) -> StreamFate:
         if form != "matroska":
-            return _fate(stream, "dropped", f"a {form} file cannot hold attachments; use .mkv")
+            return _fate(stream, "dropped", f"{_name(form)} cannot hold attachments; use .mkv")
         name = stream.metadata.get("filename", f"attachment {stream.index}")
         container.add_attachment(name, stream.mimetype or "application/octet-stream", stream.data)
         return _fate(stream, "kept")
@@ -337,7 +353,7 @@ class Companion:
         holds = form in ("mp4", "mov", "matroska", "webm")
         if holds:
             container.set_chapters(chapters)
-        why = "" if holds else f"a {form} file cannot hold them; use .mp4 or .mkv"
+        why = "" if holds else f"{_name(form)} cannot hold them; use .mp4 or .mkv"
         self.fates.append(StreamFate(-1, "chapters", "", "kept" if holds else "dropped", why=why))
 
 
@@ -422,7 +438,9 @@ class _ConvertedSound:
     """Sound decoded and encoded again, each sample at its time."""
 
     def __init__(self, container: av.container.OutputContainer, source: Any, codec: str) -> None:
-        rate = 48000 if codec == "libopus" else source.codec_context.sample_rate
+        rate = source.codec_context.sample_rate
+        if rate not in (av.Codec(codec, "w").audio_rates or ()):
+            rate = 48000
         layout = _LAYOUTS[source.codec_context.channels]
         bits = _SOUND_RATE * source.codec_context.channels
         self.target: Any = container.add_stream(codec, rate, layout=layout, bit_rate=bits)
@@ -439,7 +457,7 @@ class _ConvertedSound:
 def _refusal(stream: Any, form: str) -> str | None:
     """Why a container does not take a stream as it is; None if it does. Found out by writing a header to nowhere."""
     name = _codec(stream)
-    cannot = f"a {form} file cannot hold {name}"
+    cannot = f"{_name(form)} cannot hold {name}"
     if stream.type in ("subtitle", "data") and form not in ("mp4", "mov", "matroska", "webm"):
         return f"{cannot}; use .mkv"  # these muxers take anything, and nobody can read it
     unknown = stream.codec_context is None or (stream.type == "audio" and not stream.codec_context.sample_rate)
@@ -457,12 +475,17 @@ def _refusal(stream: Any, form: str) -> str | None:
     return None
 
 
+def _name(form: str) -> str:
+    """For people."""
+    return {"mp4": "MP4", "mov": "MOV", "matroska": "Matroska", "webm": "WebM", "mpegts": "MPEG-TS"}.get(form, form)
+
+
 def _is_known(sound: Any) -> bool:
     """Of a stream that FFmpeg cannot make out there is a codec without a sample rate."""
     return bool(sound.codec_context.sample_rate) and sound.codec_context.channels in _LAYOUTS
 
 
-def _fate(stream: Any, fate: Literal["enhanced", "kept", "converted", "dropped"], why: str = "") -> StreamFate:
+def _fate(stream: Any, fate: Fate, why: str = "") -> StreamFate:
     kind: _Kind = stream.type
     if kind == "video" and stream.disposition & av.stream.Disposition.attached_pic:
         kind = "cover"

@@ -318,7 +318,7 @@ def check_used(encoding: Encoding, left: Mapping[str, str]) -> None:
 def _check_list(codec: str, key: str, value: str) -> None:
     """Raise OutputError if an encoder does not understand a list of options, of which it only warns in its log.
 
-    In another process: to read FFmpeg's log in this one would hang decoders (see FACTS of PyAV in CONTRIBUTING.md).
+    In another process: to read FFmpeg's log in this one would hang decoders (CONTRIBUTING.md).
     """
     command = [sys.executable, "-c", _OPEN_ENCODER, codec, key, value]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -48,6 +49,9 @@ _AT_ONCE = {
 
 _NOTHING = 4096
 """Bytes of a file in which there is no group of pictures yet."""
+
+_REFUSED = 100
+"""Packets that a container may refuse, as it does with some that are damaged, before the run fails."""
 
 _KEYFRAMES = 2
 """Seconds from one keyframe to the next, at most: what is between them is lost if the program is killed."""
@@ -111,10 +115,10 @@ class FileSink:
         self._format = fmt
         self._companion = companion
         self._last_tick: int | None = None
-        self._moved = self._written = self._encoded = 0
+        self._moved = self._written = self._encoded = self._refused = 0
         self._end = Fraction(0)
         self._tallies: dict[int, Tally] = {}
-        self._last_dts: dict[int, Fraction] = {}
+        self._last_dts: dict[int, int] = {}  # in ticks of the container
         self._earlier: FinishedPart | None = None
         self._reordered: deque[Fraction] = deque()
         self._first_own = Fraction(0)
@@ -294,7 +298,7 @@ class FileSink:
             self._mux(packet)
         self._last_tick = round(times[-1] / self._format.time_base)
         # An encoder decodes B-frames ahead of their time: what of the last times is left is for the next packets.
-        last = self._last_dts[self._video.index]
+        last = self._last_dts[self._video.index] * (self._video.time_base or 1)
         self._reordered.extend(time for time in times if time > last)
         self._first_own = frame.pts
 
@@ -345,7 +349,7 @@ class FileSink:
                 )
             if complete:
                 try:
-                    self.report = verify(self._partial.path, list(self._tallies.values()))
+                    self.report = verify(self._partial.path, list(self._tallies.values()), self._refused)
                 except OutputError as error:
                     raise OutputError(f"{self._path}: {error}") from error
             finished = True
@@ -360,6 +364,8 @@ class FileSink:
             self._aside.unlink(missing_ok=True)
         if self._companion is not None:
             self.notes += self._companion.notes
+        if self._refused:
+            self.notes.append(f"{self._refused} damaged packets of sound or text were left out")
         if self._moved:
             self.notes.append(f"{self._moved} pictures had a time not after the one before; moved on by a tick")
 
@@ -384,6 +390,9 @@ class FileSink:
                     packet.dts = round(self._reordered.popleft() / packet.time_base)
                 self._mux_beside(until=_time(packet))
                 self._mux(packet)
+                if packet.is_keyframe and not self._partial.path.exists():
+                    # A system lets a program write to what was removed, for hours and in vain.
+                    raise OutputError(f"{self._path}: {self._partial.path} was removed while it was written")
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{self._path}: {_reason(error)}") from error
 
@@ -399,21 +408,26 @@ class FileSink:
             self._pending = self._next_packet()
 
     def _mux(self, packet: av.Packet[Any]) -> None:
-        """Write a packet, its time of decoding after the last one's of its stream."""
-        index = packet.stream.index
-        tick = packet.time_base
-        last = self._last_dts.get(index)
+        """Write a packet, its time of decoding after the last one's of its stream, in ticks of the container."""
+        index, tick, container_tick = packet.stream.index, packet.time_base, packet.stream.time_base
         if packet.dts is None:
             packet.dts = packet.pts
-        if last is not None and _time(packet) <= last:
-            packet.dts = last // tick + 1
         assert packet.dts is not None
+        last = self._last_dts.get(index)
+        if last is not None and round(_time(packet) / container_tick) <= last:
+            packet.dts = math.ceil((last + 1) * container_tick / tick)
         if packet.pts is None or packet.pts < packet.dts:
             packet.pts = packet.dts
-        self._last_dts[index] = _time(packet)
+        self._last_dts[index] = round(_time(packet) / container_tick)
         if index in self._tallies:
             self._tallies[index].count(packet)
-        self._container.mux(packet)
+        try:
+            self._container.mux(packet)
+        except av.error.ArgumentError:
+            # It may be another one that was waiting. If it was one of the pictures', reading the file back will tell.
+            self._refused += 1
+            if self._companion is None or self._refused > _REFUSED:
+                raise
 
     def _release(self) -> None:
         if self._companion is not None:

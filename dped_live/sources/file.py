@@ -23,7 +23,8 @@ _MOV = frozenset({"mov"})
 _INDEXED = _MATROSKA | _MOV
 """Containers that say where each keyframe is. In others it would be guessed."""
 
-_PROMISING = _INDEXED | {"avi", "flv", "asf", "mxf"}
+_AVI = frozenset({"avi"})
+_PROMISING = _INDEXED | _AVI | {"flv", "asf", "mxf"}
 """Containers whose header says how long they are. For the others FFmpeg looks at what there is."""
 
 _ENOUGH_ERRORS = 100
@@ -87,7 +88,6 @@ class FileSource:
         self._open()
         try:
             zero = _clock_start(self._container)
-            self._tick = self._stream.time_base or Fraction(1, 90000)
             self.start = zero + (begin or 0) // self._tick * self._tick
             self._begin = None if begin is None else self.start
             self._end = None if end is None else zero + end
@@ -151,6 +151,7 @@ class FileSource:
             raise
         self._deinterlacer = Deinterlacer(self._deinterlace)
         self.video_index = self._stream.index
+        self._tick = self._stream.time_base or Fraction(1, 90000)
         self._clock = Clock(self._container.format.name)
         self._packets = self._damaged = self._encrypted = 0
         self._position = 0
@@ -294,7 +295,9 @@ class FileSource:
             last = [*(_packet_without_data() for _ in range(context.thread_count)), None]
         for nothing in last:
             try:
-                yield from context.decode(nothing)
+                for picture in context.decode(nothing):
+                    picture.time_base = self._tick  # which PyAV knows from packets with data only
+                    yield picture
             except av.FFmpegError:
                 # Decoders that hold no pictures back find fault with the packet itself.
                 self._damaged += bool(abilities & ability.delay)
@@ -319,7 +322,7 @@ class FileSource:
         longest = Fraction(0)
         invented = corrupt = 0
         # AVI has times of decoding only; what FFmpeg makes of them for B-frames goes back and forth.
-        by_decoding = self._is(frozenset({"avi"}))
+        by_decoding = self._is(_AVI)
         for picture in self._pictures():
             stamp = picture.dts if by_decoding else picture.pts
             if stamp is not None:
@@ -431,10 +434,12 @@ class FileSource:
     def _promised_end(self) -> Fraction | None:
         """When the pictures should end, in seconds as the file counts them; None if it does not say."""
         if not self._is(_MATROSKA):
-            if self._stream.duration:
-                return ((self._stream.start_time or 0) + self._stream.duration) * self._tick
-        elif length := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", "")):
-            hours, minutes, seconds = map(Fraction, length.groups())
+            # Of a shortened AVI FFmpeg tells the duration by what is left, and the number of pictures as it was.
+            length = max(self._stream.duration or 0, self._stream.frames if self._is(_AVI) else 0)
+            if length:
+                return ((self._stream.start_time or 0) + length) * self._tick
+        elif told := re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(Fraction, told.groups())
             return 3600 * hours + 60 * minutes + seconds
         # The end of the longest stream, which may not be ours; but if the file was cut, that one is too short as well.
         end = self._container_end()

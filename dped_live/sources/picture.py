@@ -88,8 +88,9 @@ def another_decoder(stream: av.VideoStream, name: str, accelerator: HWAccel | No
     assert isinstance(decoder, av.VideoCodecContext)
     decoder.extradata = own.extradata
     decoder.width, decoder.height = own.width, own.height
-    decoder.color_range, decoder.colorspace = own.color_range, own.colorspace
+    # The container's word, which the stream itself may lack.
     decoder.color_primaries, decoder.color_trc = own.color_primaries, own.color_trc
+    decoder.colorspace, decoder.color_range = own.colorspace, own.color_range
     return decoder
 
 
