@@ -353,6 +353,11 @@ class FileSink:
                 except OutputError as error:
                     raise OutputError(f"{self._path}: {error}") from error
             finished = True
+        except av.error.ArgumentError as error:
+            # An MP4 says of some sound, as AC-3, what only its first packet tells.
+            empty = [tally.kind for tally in self._tallies.values() if not tally.packets]
+            hint = f"; there is no {' and '.join(dict.fromkeys(empty))} in this part of it: use a .mkv" if empty else ""
+            raise OutputError(f"{self._path}: {_reason(error)}{hint}") from error
         except (av.FFmpegError, OSError) as error:
             raise OutputError(f"{self._path}: {_reason(error)}") from error
         finally:
