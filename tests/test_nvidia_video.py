@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,10 @@ def test_quality_is_nvenc_s_own(codec: str) -> None:
 @pytest.mark.parametrize("codec", ENCODERS)
 def test_nvenc_understands_our_options(codec: str) -> None:
     """FFmpeg reads their values before it looks for a driver."""
-    with pytest.raises(OutputError, match="no NVIDIA driver is loaded"):
-        check_hardware(Encoding(codec, crf=51, preset="p1"), FORMAT)
+    for pixel in ("yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le"):
+        fmt = encoded_format(replace(FORMAT, pixel_format=PIXEL_FORMATS[pixel]), Encoding(codec))
+        with pytest.raises(OutputError, match="no NVIDIA driver is loaded"):
+            check_hardware(Encoding(codec, crf=51, preset="p1"), fmt)
     with pytest.raises(OutputError, match="it does not take --preset, --crf or -e as given"):
         check_hardware(Encoding(codec, preset="veryfast"), FORMAT)
 
