@@ -16,8 +16,8 @@ from dped_live.terminal import fetch_progress, ignore, interruptible, say
 if TYPE_CHECKING:
     from dped_live.backends.engine import Form
 
-_FORMS: tuple[Form, ...] = ("float32", "uint8")
-"""What pictures come in, unless one asks for another: as RGB after a conversion, and as 8-bit RGB."""
+_FORM: Form = "float32"
+"""What pictures come in: what backends/tensorrt.py runs."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -74,9 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     with fetch_progress(options.quiet) as fetched:
         network = weights.load(options.model, progress=fetched, notify=tell)
     keys = [
-        engine.key_for(network, statistics, form, height, width, options.dynamic, package, target)
+        engine.key_for(network, statistics, _FORM, height, width, options.dynamic, package, target)
         for width, height in options.size
-        for form in _FORMS
         for statistics in MODES[type(network)]
     ]
     if options.via:
