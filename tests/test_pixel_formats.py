@@ -198,6 +198,7 @@ def test_nearest_format(source: str, codec: str, expected: str, lost: list[str])
 
 def test_full_range_that_the_format_cannot_say_becomes_limited() -> None:
     full = replace(video("yuv422p10le"), full_range=True)
+    assert encoded_format(video("yuv420p"), Encoding("mjpeg")).full_range
     assert encoded_format(full, Encoding("libx264")).full_range
     assert not encoded_format(full, Encoding("prores_ks")).full_range
 

@@ -71,6 +71,8 @@ _ALPHA = {
 _LIMITED_ONLY = {"prores", "prores_aw", "prores_ks", "mpeg2video", "mpeg4"}
 """Encoders of formats that cannot say that they are in full range."""
 
+_FULL_ONLY = {"mjpeg"}
+
 _SAYS_MASTERING = {"libx265", "libsvtav1"}
 
 
@@ -133,6 +135,8 @@ def encoded_format(source: VideoFormat, encoding: Encoding) -> VideoFormat:
     if source.pixel_format.kind != "yuv":
         matrix: Matrix = "bt709" if source.height >= 720 else "bt601"
         target = replace(target, matrix="bt2020" if source.transfer in (PQ, HLG) else matrix, full_range=False)
+    if codec.name in _FULL_ONLY:
+        return replace(target, full_range=True)
     return replace(target, full_range=target.full_range and codec.name not in _LIMITED_ONLY)
 
 
