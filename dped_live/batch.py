@@ -26,7 +26,7 @@ from dped_live.scene_statistics import ExactPolicy, Policy, ScenePolicy, measure
 from dped_live.sinks.companion import Companion, StreamFate
 from dped_live.sinks.encoding import Encoding, encoded_format, lost_in, resolved
 from dped_live.sinks.file import FileSink
-from dped_live.sinks.finished_part import JobKey
+from dped_live.sinks.finished_part import JobKey, is_short, mark_short
 from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
 from dped_live.sinks.verification import Verification
 from dped_live.sources.file import FileSource
@@ -344,6 +344,11 @@ def is_done(job: Job, settings: Settings, key: JobKey | None) -> bool:
         return False
 
 
+def was_short(job: Job) -> bool:
+    """Whether the result of an earlier run, which is_done, has fewer pictures than its source promises."""
+    return not job.is_photo and is_short(job.target)
+
+
 def enhance_photo(job: Job, backend: Backend, settings: Settings, notify: Callable[[str], None]) -> Outcome:
     """Read, enhance and write one photo. Raises DpedError; notify gets what a user should know of the result."""
     begin = time.monotonic()
@@ -464,6 +469,8 @@ def enhance_video(
     late = [note for note in [*source.notes, *sink.notes] if note not in notes]
     for note in late:
         notify(note)
+    if source.shortfall is not None and not stats.interrupted:
+        mark_short(job.target)
     return Outcome(
         frames=earlier + stats.written[0],
         seconds=time.monotonic() - started,

@@ -467,7 +467,10 @@ def _make(job: Job, digest: str, backend: Backend, settings: Settings, report: R
 
     key = None if job.is_photo else batch.job_key(job.source, settings, digest, backend)
     if settings.resume and batch.is_done(job, settings, key):
-        report.skipped(job, f"{job.target} is there already")
+        if batch.was_short(job):
+            report.failed(job.source, f"has fewer pictures than it promises; what there is is in {job.target} already")
+        else:
+            report.skipped(job, f"{job.target} is there already")
     elif job.is_photo:
         report.begun(job, [], [])
         report.done(job, batch.enhance_photo(job, backend, settings, note))

@@ -33,6 +33,7 @@ from dped_live.terminal import fetch_progress
 from conftest import random_generator
 from test_cli import SECONDS, Said, clean, clip, files, photo, picture, pixels, runner
 from test_table_filter import nothing
+from test_video import times, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -390,6 +391,27 @@ def test_finished_videos_are_skipped(dped_live: Callable[..., Said]) -> None:
         "add -y to replace it"
     ]
     assert dped_live("in/a.mp4", "-o", "out/a.mp4", "--resume", "--crf", "30", "-y").errors == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_short_result_stays_a_failure(dped_live: Callable[..., Said], suffix: str) -> None:
+    noise = [np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8) for number in range(100)]
+    Path("in").mkdir()
+    write_clip(Path("whole.mkv"), noise)
+    Path("in/a.mkv").write_bytes(Path("whole.mkv").read_bytes()[: Path("whole.mkv").stat().st_size // 3])
+    said = dped_live("in/a.mkv", "-o", f"out/a{suffix}")
+    assert said.code == 1
+    assert "the pictures end at" in said.err
+    frames = len(times(Path(f"out/a{suffix}")))
+    assert 10 < frames < 60
+    if ffprobe := shutil.which("ffprobe"):
+        seen = subprocess.run([ffprobe, "-v", "warning", f"out/a{suffix}"], capture_output=True, check=True)
+        assert seen.stderr == b"", "the mark disturbs nobody"
+    again = dped_live("in/a.mkv", "-o", f"out/a{suffix}", "--resume")
+    assert again.code == 1
+    assert again.errors == [
+        f"dped-live: in/a.mkv: has fewer pictures than it promises; what there is is in out/a{suffix} already"
+    ]
 
 
 @pytest.mark.parametrize(("name", "number"), [("c.mp4", signal.SIGINT), ("c.mkv", signal.SIGKILL)])

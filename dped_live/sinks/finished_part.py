@@ -15,6 +15,10 @@ from av.bitstream import BitStreamFilterContext
 
 _TAG = "dped-live"
 
+_BOX, _ELEMENT = b"\0\0\0\x18freedped-live: short", b"\xec\x90dped-live: short"
+_SHORT = {".mp4": _BOX, ".m4v": _BOX, ".mov": _BOX, ".mkv": _ELEMENT, ".webm": _ELEMENT}
+"""A free box (ISO 14496-12, 8.1.2) and a void element (RFC 8794, 11.3.2), which mean nothing to anybody else."""
+
 _AS_ENCODED = {
     "h264": "h264_mp4toannexb,filter_units=remove_types=7-8",
     "hevc": "hevc_mp4toannexb,filter_units=remove_types=32-34",
@@ -59,6 +63,21 @@ def job_of(path: Path) -> JobKey | None:
     except (av.FFmpegError, OSError, ValueError):
         pass
     return None
+
+
+def mark_short(path: Path) -> None:
+    """Write behind a finished file that it has fewer pictures than its source promised; players pass over it."""
+    if (mark := _SHORT.get(path.suffix.lower())) is not None:
+        with path.open("ab") as file:
+            file.write(mark)
+
+
+def is_short(path: Path) -> bool:
+    """Whether a file has that mark."""
+    mark = _SHORT.get(path.suffix.lower(), b"")
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(mark)))
+        return bool(mark) and file.read() == mark
 
 
 class FinishedPart:
