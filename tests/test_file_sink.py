@@ -517,6 +517,19 @@ def test_what_was_left_is_gone_on_with_only_for_the_same_job(tmp_path: Path) -> 
     assert kept.read_bytes() == b"hours of somebody's work" * 200
 
 
+def test_name_of_255_bytes_has_room_for_what_is_temporary(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "in.mp4", 120)
+    target = tmp_path / f"{'n' * 251}.mp4"
+    frames = FileSource(source)
+    sink = FileSink(target, frames.format, Fraction(25), FAST, job=JOB)
+    for frame in itertools.islice(frames.frames(), 110):
+        sink.write(frame)
+    frames.close()
+    sink.close(complete=False)
+    copy(source, target, FAST, JOB, resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", target.name]
+
+
 def test_only_a_verified_file_is_a_result(tmp_path: Path) -> None:
     source = write_source(tmp_path / "in.mp4", 10)
     for name in ("out.mp4", "out.mkv"):

@@ -18,7 +18,7 @@ import av
 
 from dped_live.errors import OutputError
 from dped_live.frame import Frame, VideoFormat
-from dped_live.partial import PartialFile
+from dped_live.partial import PartialFile, shortened
 from dped_live.sinks.companion import Companion, StreamFate
 from dped_live.sinks.encoding import (
     QUALITY,
@@ -124,7 +124,7 @@ class FileSink:
         self._first_own = Fraction(0)
         try:
             self._partial = PartialFile(path, overwrite, None if job is None else resume)
-            self._aside = self._partial.path.with_stem(f"{self._partial.path.stem}-earlier")
+            self._aside = path.with_name(shortened(path.stem, f".part-earlier{path.suffix}"))
             if resume:
                 self._earlier = self._find_earlier(job)
         except BaseException:
