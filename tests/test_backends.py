@@ -129,6 +129,22 @@ def test_bands_of_any_height_give_the_same_picture(band_bytes: int, monkeypatch:
             check(backend.enhance(image, statistics), expected, "fp32")
 
 
+@pytest.mark.parametrize("size", [(1, 1), (37, 11), (90, 70)])
+def test_one_plane_does_where_two_take_too_much_memory(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = random_generator(16, 3)
+    image = picture(*size)
+    with torch.inference_mode():
+        expected, statistics = generator.measure(image)
+    monkeypatch.setattr(torch_cpu, "_PLANE_BYTES", 0)
+    backend = open_backend(generator, "cpu", "fp32", "off")
+    check(backend.enhance(image), expected, "fp32")
+    enhanced, measured = backend.measure(image)
+    check(enhanced, expected, "fp32")
+    torch.testing.assert_close(measured.mean, statistics.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(measured.variance, statistics.variance, rtol=1e-4, atol=1e-6)
+    assert torch.equal(backend.statistics(image).mean, measured.mean)
+
+
 def test_statistics_of_twelve_megapixels_are_exact() -> None:
     """Values near 10 that vary little: one float32 sum over all of them would lose the variance's digits."""
     generator = Generator(1, 1).requires_grad_(False)

@@ -69,7 +69,7 @@ class SmallBackend:
         self._pixels = pixels
         self.device = self._whole.device
         self.description = "small"
-        self.bytes_per_pixel = self._whole.bytes_per_pixel
+        self.bytes_per_pixel = self.bytes_per_pixel_given = 2 * 16 * 4
 
     def _check(self, image: Tensor) -> None:
         if image.shape[2] * image.shape[3] > self._pixels:
@@ -119,7 +119,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_picture_spoils_nothing(monkeypa
     statistics = opened("off").measure(image)[1]
     small = SmallBackend(200 * 200)
     backend = TiledBackend(small, GENERATOR, None, lambda _line: None)
-    monkeypatch.setattr(backend, "_planned_side", lambda _height, _width: 90)
+    monkeypatch.setattr(backend, "_planned_side", lambda *_: 90)
     calls = 0
 
     def check(_image: Tensor) -> None:
@@ -137,16 +137,33 @@ def test_memory_that_runs_out_in_the_middle_of_a_picture_spoils_nothing(monkeypa
 def test_auto_plans_tiles_for_what_does_not_fit_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     image, lines = picture(150, 200), list[str]()
     whole = opened("off").enhance(image)
-    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append)
+    backend = TiledBackend(SmallBackend(200 * 150), GENERATOR, None, lines.append)
     assert torch.equal(backend.enhance(image), whole)
     assert lines == []
     monkeypatch.setattr(tiled, "_HOST_BYTES", 0)
     monkeypatch.setattr(tiled, "_TILE_BYTES", (2 * 16 * 4 + 48) * 136**2)  # 100 and two halos of 18
-    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append)
+    backend = TiledBackend(SmallBackend(136 * 136), GENERATOR, None, lines.append)
     assert (backend.enhance(image) - whole).abs().max() < 1e-5
     assert not torch.equal(backend.enhance(image), whole)
     assert len(lines) == 1
     assert lines[0].startswith("pictures of 200x150 are enhanced in tiles of 100x100, for a whole one needs ")
+
+
+def test_a_cpu_measures_norm_by_norm_what_does_not_fit_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, lines = picture(150, 200), list[str]()
+    whole, statistics = opened("off").measure(image)
+    monkeypatch.setattr(tiled, "_HOST_BYTES", 0)
+    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append)
+    assert torch.equal(backend.enhance(image, statistics), opened("off").enhance(image, statistics))
+    enhanced, measured = backend.measure(image)
+    agree(measured, statistics, 2e-6)
+    assert (enhanced - whole).abs().max() < 1e-5
+    assert (backend.enhance(image) - whole).abs().max() < 1e-5
+    agree(backend.statistics(image), statistics, 2e-6)
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        "pictures of 200x150 are measured norm by norm, which takes five times as long; at once "
+    )
 
 
 def test_off_refuses_and_names_auto() -> None:

@@ -62,7 +62,11 @@ class WholeBackend(Backend, Protocol):
     """A backend that takes a picture as a whole, and what tiled.py needs to give it parts of one."""
 
     bytes_per_pixel: int
-    """About what it allocates for a picture, besides the picture and the result."""
+    """About what it allocates for a picture that is normalised by its own statistics, besides the picture and the
+    result."""
+
+    bytes_per_pixel_given: int
+    """The same where the statistics are given, and for measure_next."""
 
     @property
     def in_float32(self) -> WholeBackend | None: ...

@@ -221,6 +221,7 @@ class TensorRtBackend:
         self.device = beside.device
         self.description = f"{beside.description}, {engines.package.title}"
         self.bytes_per_pixel = beside.bytes_per_pixel
+        self.bytes_per_pixel_given = beside.bytes_per_pixel_given
         self._beside = beside
         self._engines = engines
         self._scale = generator.norm_scale.detach().float().to(self.device)

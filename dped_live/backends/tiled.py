@@ -6,7 +6,8 @@ the whole picture.
 
 A picture's own statistics can be measured on tiles too. A norm's depend only on those of the norms before it, so for
 each norm in turn all tiles go through the network up to it, with the norms before as found, and what they measure is
-pooled. This costs 36 residual layers instead of 8; how long it takes is in benchmarks/NOTES.md.
+pooled. This costs 36 residual layers instead of 8; how long it takes is in benchmarks/NOTES.md. A CPU needs next to no
+memory where statistics are given (torch_cpu.py), and so goes norm by norm without tiles.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _LEAST_SIDE = 64
 
 
 class TiledBackend:
-    """Runs another backend on a picture's tiles, if the picture is too large for it; see backends.Backend.
+    """Runs another backend norm by norm, and on a picture's tiles, if the picture is too large for it; see
+    backends.Backend.
 
     side: of the tiles; larger pictures are cut. None chooses it by the free memory when a picture of another size
     comes, and halves it whenever memory runs out; `notify` is told of either, once.
@@ -66,6 +68,7 @@ class TiledBackend:
         self._told: set[str] = set()
         self._size = (0, 0)
         self._side = 0
+        self._measures_at_once = False
 
     @cached_property
     def in_float32(self) -> TiledBackend | None:
@@ -73,28 +76,40 @@ class TiledBackend:
         return None if instead is None else TiledBackend(instead, self._generator, self._fixed_side, self._notify)
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
+        self._plan(image)
+        if statistics is None:
+            if self._measures_at_once:
+                try:
+                    return self._backend.enhance(image, None, out)
+                except TooLargeError as error:
+                    self._go_norm_by_norm(error)
+            statistics = self._norm_by_norm(image)
         if self._fits(image):
             try:
                 return self._backend.enhance(image, statistics, out)
             except TooLargeError as error:
                 self._shrink(error)
         with torch.inference_mode():
-            if statistics is None:
-                statistics = self._norm_by_norm(image)
             result = torch.empty_like(image) if out is None else out
             self._enhance(image, statistics, result)
             return result
 
     def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+        self._plan(image)
+        if statistics is None:
+            if self._measures_at_once:
+                try:
+                    return self._backend.measure(image)
+                except TooLargeError as error:
+                    self._go_norm_by_norm(error)
+            measured = self._norm_by_norm(image)
+            return self.enhance(image, measured), measured
         if self._fits(image):
             try:
                 return self._backend.measure(image, statistics)
             except TooLargeError as error:
                 self._shrink(error)
         with torch.inference_mode():
-            if statistics is None:
-                measured = self._norm_by_norm(image)
-                return self.enhance(image, measured), measured
             while True:
                 try:
                     return self._measure(image, statistics)
@@ -102,13 +117,13 @@ class TiledBackend:
                     self._shrink(error)
 
     def statistics(self, image: Tensor) -> Statistics:
-        if self._fits(image):
+        self._plan(image)
+        if self._measures_at_once:
             try:
                 return self._backend.statistics(image)
             except TooLargeError as error:
-                self._shrink(error)
-        with torch.inference_mode():
-            return self._norm_by_norm(image)
+                self._go_norm_by_norm(error)
+        return self._norm_by_norm(image)
 
     def _enhance(self, image: Tensor, statistics: Statistics, result: Tensor) -> None:
         """Row by row of tiles. `result` may be the image: a row of tiles is written when all of it is done, and what
@@ -150,15 +165,16 @@ class TiledBackend:
         """The picture's own statistics."""
         nothing = torch.empty((1, 0, self._channels), device=self.device)
         found = Statistics(nothing, nothing)
-        while found.mean.shape[1] < self._norms:
-            try:
-                measured = self._measure_next(image, found)
-            except TooLargeError as error:
-                self._shrink(error)
-                continue
-            found = Statistics(
-                torch.cat((found.mean, measured.mean), dim=1), torch.cat((found.variance, measured.variance), dim=1)
-            )
+        with torch.inference_mode():
+            while found.mean.shape[1] < self._norms:
+                try:
+                    measured = self._measure_next(image, found)
+                except TooLargeError as error:
+                    self._shrink(error)
+                    continue
+                found = Statistics(
+                    torch.cat((found.mean, measured.mean), dim=1), torch.cat((found.variance, measured.variance), dim=1)
+                )
         return found
 
     def _measure_next(self, image: Tensor, before: Statistics) -> Statistics:
@@ -170,35 +186,59 @@ class TiledBackend:
             ]
         )
 
-    def _fits(self, image: Tensor) -> bool:
-        """Whether the picture needs no tiles. Chooses their side when the picture's size changes."""
+    def _plan(self, image: Tensor) -> None:
+        """Choose, when a picture of another size comes, the side of its tiles and how it is measured."""
         height, width = image.shape[2:]
-        if self._size != (height, width):
-            self._side = self._fixed_side or self._planned_side(height, width)
-            self._size = (height, width)
-        return max(height, width) <= self._side
-
-    def _planned_side(self, height: int, width: int) -> int:
-        pixels = height * width
+        if self._size == (height, width):
+            return
+        self._size = (height, width)
+        if self._fixed_side is not None:
+            self._side = self._fixed_side
+            self._measures_at_once = self._fits(image)
+            return
         free = 0.8 * _free_memory(self.device)
         if self.device.type == "cpu":
             free = min(_HOST_BYTES, free)
-        pixels_at_once = (free - _PICTURE_BYTES * pixels) / self._backend.bytes_per_pixel
-        if pixels <= pixels_at_once:
+        pixels = height * width
+        free -= _PICTURE_BYTES * pixels
+        self._side = self._planned_side(height, width, free)
+        self._measures_at_once = self._fits(image) and pixels * self._backend.bytes_per_pixel <= free
+        if self._fits(image) and not self._measures_at_once:
+            self._tell(
+                f"pictures of {width}x{height} are measured norm by norm, which takes five times as long; at once "
+                f"needs {self._backend.bytes_per_pixel * pixels / 1e9:.1f} GB more memory"
+            )
+
+    def _planned_side(self, height: int, width: int, free: float) -> int:
+        """free: bytes for activations, which may be less than none."""
+        pixels, needed = height * width, self._backend.bytes_per_pixel_given
+        if pixels * needed <= free or needed == 0:
             return max(height, width)
-        pixels_at_once = max(pixels_at_once, _TILE_BYTES / (self._backend.bytes_per_pixel + _PICTURE_BYTES))
+        pixels_at_once = max(free / needed, _TILE_BYTES / (needed + _PICTURE_BYTES))
         side = max(_LEAST_SIDE, math.isqrt(int(pixels_at_once)) - 2 * self._halo)
         self._tell(
             f"pictures of {width}x{height} are enhanced in tiles of {side}x{side}, for a whole one needs "
-            f"{self._backend.bytes_per_pixel * pixels / 1e9:.1f} GB more memory"
+            f"{needed * pixels / 1e9:.1f} GB more memory"
         )
         return side
+
+    def _fits(self, image: Tensor) -> bool:
+        """Whether the picture needs no tiles."""
+        return max(image.shape[2:]) <= self._side
+
+    def _go_norm_by_norm(self, error: TooLargeError) -> None:
+        """From now on, or raise the error."""
+        if self._fixed_side is not None:
+            raise error
+        self._measures_at_once = False
+        self._tell("memory ran out; going on norm by norm")
 
     def _shrink(self, error: TooLargeError) -> None:
         """Halve the tiles, or raise the error. What it keeps alive on the device is freed when its handler ends."""
         if self._fixed_side or self._side <= _LEAST_SIDE:
             raise error
         self._side = max(_LEAST_SIDE, self._side // 2)
+        self._measures_at_once = False
         self._tell("memory ran out; going on in smaller tiles")
 
     def _tell(self, line: str) -> None:

@@ -27,7 +27,7 @@ class TorchModuleBackend:
         self.device = device
         self.description = description
         # The block's input, a layer's input and its output, one more while ReLU copies, and cuDNN's workspace.
-        self.bytes_per_pixel = 5 * generator.channels * precision.itemsize
+        self.bytes_per_pixel = self.bytes_per_pixel_given = 5 * generator.channels * precision.itemsize
         if device.type == "cuda":
             # fp32 was asked for where it is used: TF32 has the ten-bit mantissa of fp16.
             torch.backends.cudnn.allow_tf32 = False

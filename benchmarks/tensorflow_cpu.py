@@ -1,0 +1,96 @@
+"""Our CPU backends against the original's network in TensorFlow, side by side in one run.
+
+    python -m venv /tmp/tensorflow && /tmp/tensorflow/bin/pip install tensorflow-cpu
+    python benchmarks/tensorflow_cpu.py --tensorflow /tmp/tensorflow/bin/python [--size 1280x720] [--rounds 3]
+
+Needs the authors' weights of `iphone` as they are published; DPED_LIVE_WEIGHTS names their folder. Rounds are
+interleaved, each side waits while the other runs, and the best of each counts, because machines are shared. "own": each
+picture is normalised by its own statistics, as the original does; "given": by those of its scene, as in a video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dped_live import weights
+from dped_live.backends import Precision, Runner, open_backend
+from dped_live.generator import Generator
+
+
+def backends(generator: Generator, image: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """What runs here, each with the picture's own statistics and with given ones."""
+    chosen: list[tuple[str, Runner, Precision]] = [("torch, fp32", "torch", "fp32"), ("torch, bf16", "torch", "bf16")]
+    statistics = open_backend(generator, "cpu", "fp32", runner="torch").statistics(image)
+    runs: dict[str, Callable[[], Tensor]] = {}
+    for name, runner, precision in chosen:
+        backend = open_backend(generator, "cpu", precision, runner=runner)
+        runs[f"{name}, own"] = lambda backend=backend: backend.enhance(image)  # type: ignore[misc]
+        runs[f"{name}, given"] = lambda backend=backend: backend.enhance(image, statistics)  # type: ignore[misc]
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tensorflow", required=True, help="a Python that has tensorflow")
+    parser.add_argument("--size", default="1280x720")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    folder = os.environ.get("DPED_LIVE_WEIGHTS")
+    if folder is None:
+        parser.error("set DPED_LIVE_WEIGHTS to the folder of iphone_orig.index, which TensorFlow is to read")
+    generator = weights.load("iphone")
+    assert isinstance(generator, Generator)
+    width, height = map(int, options.size.split("x"))
+    # Smooth, as pictures are: white noise is not what the models were made for.
+    noise = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(1))
+    image = F.interpolate(noise, (height, width), mode="bicubic").clamp_(0, 1)
+    runs = backends(generator, image)
+    best = dict.fromkeys(["TensorFlow", *runs], float("inf"))
+    outputs = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        picture, result = Path(scratch, "image.npy"), Path(scratch, "result.npy")
+        np.save(picture, image.permute(0, 2, 3, 1).numpy())
+        script = Path(__file__).with_name("tensorflow_original.py")
+        threads = str(torch.get_num_threads())
+        command = [options.tensorflow, script, Path(folder, "iphone_orig"), picture, result, threads]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as original:
+            assert original.stdin is not None
+            assert original.stdout is not None
+            # The first round of each warms up.
+            for round_number in range(options.rounds + 1):
+                original.stdin.write("\n")
+                original.stdin.flush()
+                seconds = {"TensorFlow": float(original.stdout.readline())}
+                for name, run in runs.items():
+                    begin = time.perf_counter()
+                    outputs[name] = run()
+                    seconds[name] = time.perf_counter() - begin
+                if round_number > 0:
+                    best = {name: min(best[name], seconds[name]) for name in best}
+            original.stdin.close()
+        exact = torch.from_numpy(np.load(result)).permute(0, 3, 1, 2)
+    print(f"{options.size}, {threads} threads, torch {torch.__version__}\n")
+    print("| | s a frame | s/MP | times TensorFlow | dB to TensorFlow | largest difference in levels |")
+    print("|---|---|---|---|---|---|")
+    for name, seconds_best in best.items():
+        agreement = "| |"
+        if name in outputs:
+            difference = (outputs[name] - exact).double()
+            agreement = f"| {-10 * difference.square().mean().log10():.1f} | {255 * difference.abs().max():.2f} |"
+        ratio = best["TensorFlow"] / seconds_best
+        print(f"| {name} | {seconds_best:.2f} | {seconds_best / width / height * 1e6:.2f} | {ratio:.2f} {agreement}")
+
+
+if __name__ == "__main__":
+    main()
