@@ -6,6 +6,9 @@
 Needs the authors' weights of `iphone` as they are published; DPED_LIVE_WEIGHTS names their folder. Rounds are
 interleaved, each side waits while the other runs, and the best of each counts, because machines are shared. "own": each
 picture is normalised by its own statistics, as the original does; "given": by those of its scene, as in a video.
+
+TensorFlow runs twice: as it is by default today, with oneDNN's convolutions, and without them, as in the TensorFlow 1
+that the original was written for.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +31,8 @@ from torch import Tensor
 from dped_live import weights
 from dped_live.backends import Precision, Runner, open_backend
 from dped_live.generator import Generator
+
+ORIGINAL = Path(__file__).with_name("tensorflow_original.py")
 
 
 def backends(generator: Generator, image: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -38,6 +45,29 @@ def backends(generator: Generator, image: Tensor) -> dict[str, Callable[[], Tens
         runs[f"{name}, own"] = lambda backend=backend: backend.enhance(image)  # type: ignore[misc]
         runs[f"{name}, given"] = lambda backend=backend: backend.enhance(image, statistics)  # type: ignore[misc]
     return runs
+
+
+@contextmanager
+def answering(process: subprocess.Popen[str]) -> Iterator[Callable[[], float]]:
+    """What makes the original compute one picture, and gives its seconds."""
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked, answers = process.stdin, process.stdout
+
+        def seconds() -> float:
+            asked.write("\n")
+            asked.flush()
+            return float(answers.readline())
+
+        yield seconds
+        asked.close()
+
+
+def timed(name: str, run: Callable[[], Tensor], outputs: dict[str, Tensor]) -> float:
+    begin = time.perf_counter()
+    outputs[name] = run()
+    return time.perf_counter() - begin
 
 
 def main() -> None:
@@ -56,29 +86,33 @@ def main() -> None:
     noise = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(1))
     image = F.interpolate(noise, (height, width), mode="bicubic").clamp_(0, 1)
     runs = backends(generator, image)
-    best = dict.fromkeys(["TensorFlow", *runs], float("inf"))
-    outputs = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    threads = str(torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         picture, result = Path(scratch, "image.npy"), Path(scratch, "result.npy")
         np.save(picture, image.permute(0, 2, 3, 1).numpy())
-        script = Path(__file__).with_name("tensorflow_original.py")
-        threads = str(torch.get_num_threads())
-        command = [options.tensorflow, script, Path(folder, "iphone_orig"), picture, result, threads]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as original:
-            assert original.stdin is not None
-            assert original.stdout is not None
-            # The first round of each warms up.
-            for round_number in range(options.rounds + 1):
-                original.stdin.write("\n")
-                original.stdin.flush()
-                seconds = {"TensorFlow": float(original.stdout.readline())}
-                for name, run in runs.items():
-                    begin = time.perf_counter()
-                    outputs[name] = run()
-                    seconds[name] = time.perf_counter() - begin
+        command = [options.tensorflow, ORIGINAL, Path(folder, "iphone_orig"), picture, result, threads]
+        seconds_of: dict[str, Callable[[], float]] = {}
+        for name, onednn in (("TensorFlow", "1"), ("TensorFlow without oneDNN", "0")):
+            environment = os.environ | {"TF_ENABLE_ONEDNN_OPTS": onednn}
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
+            seconds_of[name] = stack.enter_context(answering(process))
+        outputs: dict[str, Tensor] = {}
+        for name, run in runs.items():
+            seconds_of[name] = partial(timed, name, run, outputs)
+        best = dict.fromkeys(seconds_of, float("inf"))
+        # The first round warms up.
+        for round_number in range(options.rounds + 1):
+            for name, measure in seconds_of.items():
+                seconds = measure()
                 if round_number > 0:
-                    best = {name: min(best[name], seconds[name]) for name in best}
-            original.stdin.close()
+                    best[name] = min(best[name], seconds)
         exact = torch.from_numpy(np.load(result)).permute(0, 3, 1, 2)
     print(f"{options.size}, {threads} threads, torch {torch.__version__}\n")
     print("| | s a frame | s/MP | times TensorFlow | dB to TensorFlow | largest difference in levels |")

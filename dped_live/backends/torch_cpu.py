@@ -34,9 +34,8 @@ _BAND_BYTES = 4 << 20
 _PLANE_BYTES = 1_000_000_000
 """Two planes are kept of pictures for which they take no more than this."""
 
-_SUM_PIXELS = {torch.float32: 1 << 10, torch.bfloat16: 1 << 14}
-"""At most so many go into one float32 sum of the statistics. In float32 these then agree to 1e-6, however a picture is
-cut; bf16 values are not worth the calls, which cost a tenth of its time."""
+_SUM_PIXELS = 1 << 10
+"""At most so many go into one float32 sum of the statistics, which then agree to 1e-6, however a picture is cut."""
 
 Parameters = tuple[Tensor, Tensor | None]
 """A convolution's weight and bias."""
@@ -365,22 +364,28 @@ class _Moments:
         self._count = 0
         self._sum = torch.zeros(channels, dtype=torch.float64)
         self._squares = torch.zeros(channels, dtype=torch.float64)
-        # Not used, but for its type: without it the results of a bf16 band are rounded to bf16.
-        self._running = torch.zeros(channels)
 
     def add(self, rows: Tensor, y: int) -> None:
         """rows: (rows, width, channels), from row y on."""
         begin, end = self._interior[0].start or 0, self._interior[0].stop
         inside = slice(max(0, begin - y), None if end is None else max(0, end - y))
-        pixels = rows[inside, self._interior[1]].reshape(-1, 1, rows.shape[2])
-        for part in torch.split(pixels, _SUM_PIXELS[rows.dtype]):
+        channels = rows.shape[2]
+        pixels = rows[inside, self._interior[1]].reshape(-1, channels)
+        # Every ways-th pixel goes into another sum, so that one call makes many short ones.
+        ways = math.ceil(len(pixels) / _SUM_PIXELS)
+        rest = len(pixels) - len(pixels) % max(1, ways)
+        for part, sums in ((pixels[:rest], ways), (pixels[rest:], 1)):
             if not len(part):
                 continue
+            # Not used, but for its type: without it the results of a bf16 band are rounded to bf16.
+            running = torch.zeros(sums * channels)
             # The only call that reads a channels-last band once, at memory speed. Momentum 0.
-            mean, variance = torch.batch_norm_update_stats(_as_picture(part), self._running, self._running, 0.0)
+            picture = _as_picture(part.reshape(-1, 1, sums * channels))
+            mean, variance = torch.batch_norm_update_stats(picture, running, running, 0.0)
+            mean, variance = mean.double().view(sums, channels), variance.double().view(sums, channels)
             self._count += len(part)
-            self._sum += mean.double() * len(part)
-            self._squares += (variance.double() + mean.double().square()) * len(part)
+            self._sum += mean.sum(dim=0) * (len(part) // sums)
+            self._squares += (variance + mean.square()).sum(dim=0) * (len(part) // sums)
 
     def result(self) -> tuple[Tensor, Tensor]:
         mean = self._sum / self._count
