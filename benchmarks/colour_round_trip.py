@@ -75,6 +75,7 @@ class PassThrough:
     device = torch.device("cpu")
     description = "pass-through"
     in_float32 = None
+    shares = False
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return image.clone() if out is None else out.copy_(image)

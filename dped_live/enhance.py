@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +20,10 @@ from dped_live.staging import Staging
 
 _ROWS = 32
 """So many rows of an RGB picture are mixed with the input at a time: of 50 megapixels a copy in float32 is 600 MB."""
+
+
+_AT_ONCE = 4
+"""Frames that a CPU computes at a time, at most. More threads would crowd each other out of the cache."""
 
 
 class Enhancer:
@@ -55,24 +61,30 @@ class Enhancer:
     def map(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Enhance each frame; order, times and alpha stay. The frames returned own their planes.
 
-        On a GPU some frames are under way at a time: one comes in and one goes out while another is computed.
+        On a GPU some frames are under way at a time: one comes in and one goes out while another is computed. On a CPU
+        several are computed at a time where their statistics are given, each by its share of torch's threads: these
+        need not wait for one another then (benchmarks/NOTES.md).
         """
         under_way: deque[Callable[[], Frame]] = deque()
-        for frame in frames:
-            under_way.append(self._begun(frame))
-            if len(under_way) > self._staging.ahead:
+        with _workers(self._backend) as workers:
+            ahead = self._staging.ahead if workers is None else _AT_ONCE
+            for frame in frames:
+                under_way.append(self._begun(frame, workers))
+                if len(under_way) > ahead:
+                    yield under_way.popleft()()
+            while under_way:
                 yield under_way.popleft()()
-        while under_way:
-            yield under_way.popleft()()
 
     def enhance(self, frame: Frame) -> Frame:
         """Enhance one frame; those of a video in order."""
         return self._begun(frame)()
 
-    def _begun(self, frame: Frame) -> Callable[[], Frame]:
+    def _begun(self, frame: Frame, workers: Executor | None = None) -> Callable[[], Frame]:
         """Enqueue what the device does with a frame. What is returned waits for it and gives the enhanced frame."""
         with torch.inference_mode(), self._staging.computing():
             plan = self._policy.normalisation(frame)
+            if workers is not None and plan.statistics is not None and not plan.measured:
+                return workers.submit(self._computed, frame, plan).result
             finish, is_finite = self._enqueued(frame, plan, self._backend)
             verdict = None if is_finite is None else self._staging.download([is_finite])
         instead = self._backend.in_float32
@@ -89,6 +101,12 @@ class Enhancer:
             return finish_again()
 
         return finished
+
+    def _computed(self, frame: Frame, plan: Normalisation) -> Frame:
+        """A frame, by the thread that calls."""
+        with torch.inference_mode():
+            finish, _ = self._enqueued(frame, plan, self._backend)
+            return finish()
 
     def _enqueued(
         self, frame: Frame, plan: Normalisation, backend: Backend
@@ -181,6 +199,21 @@ class Enhancer:
             return replace(frame, planes=planes, format=fmt, alpha=alpha)
 
         return finished
+
+
+@contextmanager
+def _workers(backend: Backend) -> Iterator[Executor | None]:
+    """Threads among which torch's are divided; None where a backend does not share."""
+    threads = torch.get_num_threads()
+    count = min(_AT_ONCE, threads)
+    if not backend.shares or count == 1:
+        yield None
+        return
+    try:
+        with ThreadPoolExecutor(count, "enhancer", torch.set_num_threads, (threads // count,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _alpha(frame: Frame, fmt: VideoFormat) -> np.ndarray | None:

@@ -165,6 +165,8 @@ class Follower:
     times, and frames wait for it: the same file gives the same pictures.
     """
 
+    shares = False
+
     def __init__(self, network: Backend, quick: Backend, filter_: Filter, policy: Policy, live: bool) -> None:
         self.device = quick.device
         self.description = f"{network.description}, followed"

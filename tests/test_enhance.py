@@ -6,19 +6,23 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from threading import get_ident
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dped_live import color
 from dped_live.backends import Backend, open_backend
 from dped_live.backends.torch_module import TorchModuleBackend
 from dped_live.enhance import Enhancer, side_by_side_format
 from dped_live.frame import PIXEL_FORMATS, Area, Frame, VideoFormat
+from dped_live.network import Network
 from dped_live.scene_statistics import ExactPolicy, Normalisation
+from dped_live.statistics import Statistics
 
-from conftest import random_generator
+from conftest import random_generator, random_table_network
 
 RGB = VideoFormat(20, 12, PIXEL_FORMATS["rgb24"])
 YUV = VideoFormat(20, 12, PIXEL_FORMATS["yuv420p"], "bt709", full_range=False)
@@ -90,6 +94,72 @@ def test_frames_of_a_video_keep_their_times_and_do_not_mix(backend: Backend) -> 
         again = Enhancer(backend, YUV, ExactPolicy()).enhance(picture)
         for one, other in zip(result.planes, again.planes, strict=True):
             assert np.array_equal(one, other)
+
+
+def rgb_of(picture: Frame) -> Tensor:
+    return color.to_rgb([torch.from_numpy(plane.copy()) for plane in picture.planes], picture.format)
+
+
+class Given:
+    """A policy that gives all frames the same statistics, and notes which thread asks."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self._plan = Normalisation(statistics, 1, Area(0, RGB.height, 0, RGB.width))
+        self.asked_by: set[int] = set()
+
+    def normalisation(self, frame: Frame) -> Normalisation:  # noqa: ARG002
+        self.asked_by.add(get_ident())
+        return self._plan
+
+    def learn(self, measured: Statistics) -> None:
+        raise AssertionError(measured)
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("network", [random_generator(), random_table_network()], ids=["generator", "tables"])
+def test_frames_computed_at_a_time_come_in_order_as_if_one_by_one(network: Network) -> None:
+    backend = open_backend(network, "cpu", "fp32")
+    frames = [replace(frame(seed=seed), pts=Fraction(seed, 30)) for seed in range(11)]
+    statistics = backend.statistics(rgb_of(frames[3]))
+    policy = Given(statistics)
+    one_by_one = Enhancer(backend, RGB, policy)
+    computed_by = set()
+
+    class Noting:
+        """The backend, which notes which thread it runs in."""
+
+        def __getattr__(self, name: str) -> object:
+            computed_by.add(get_ident())
+            return getattr(backend, name)
+
+    results = list(Enhancer(Noting(), RGB, policy).map(frames))  # type: ignore[arg-type]
+    assert [result.pts for result in results] == [before.pts for before in frames]
+    for result, before in zip(results, frames, strict=True):
+        assert np.array_equal(result.planes[0], one_by_one.enhance(before).planes[0])
+    assert policy.asked_by == {get_ident()}
+    assert len(computed_by - {get_ident()}) > 1
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_what_fails_in_one_of_several_threads_is_raised() -> None:
+    backend = open_backend(random_generator(), "cpu", "fp32")
+    good = frame()
+    statistics = backend.statistics(rgb_of(good))
+    bad = replace(good, planes=(good.planes[0][:, :, 0],))
+    results = Enhancer(backend, RGB, Given(statistics)).map([good, bad, good])
+    assert next(results).pts == good.pts
+    with pytest.raises((RuntimeError, ValueError, IndexError)):
+        list(results)
+    assert torch.get_num_threads() == 3
 
 
 def test_alpha_is_carried_beside_the_colours(backend: Backend) -> None:

@@ -172,6 +172,7 @@ class Failing:
     device = torch.device("cpu")
     description = "failing"
     in_float32 = None
+    shares = False
 
     def enhance(
         self, image: torch.Tensor, statistics: Statistics | None = None, out: torch.Tensor | None = None

@@ -63,6 +63,7 @@ class SmallBackend:
     """Has memory for so many pixels; what it does with them is the CPU backend's."""
 
     in_float32 = None
+    shares = False
 
     def __init__(self, pixels: int) -> None:
         self._whole = TorchCpuBackend(GENERATOR, torch.float32)

@@ -54,6 +54,7 @@ class Identity:
     device = torch.device("cpu")
     description = "identity"
     in_float32 = None
+    shares = False
 
     def change(self, image: Tensor) -> Tensor:
         return image.clone()

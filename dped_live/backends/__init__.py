@@ -29,12 +29,15 @@ class Backend(Protocol):
 
     Pictures are float32 (1, 3, H, W), RGB in [0, 1], on `device`; results have the same shape, are NOT clamped and
     belong to the caller. On a GPU the work is enqueued on the current stream and nothing is waited for. Used by one
-    thread at a time. Raises TooLargeError where a picture does not fit into memory.
+    thread at a time, but see `shares`. Raises TooLargeError where a picture does not fit into memory.
     """
 
     device: torch.device
     description: str
     """For people: what runs, where, in which precision, and why so."""
+
+    shares: bool
+    """Whether several threads may enhance pictures of one size with given statistics at a time."""
 
     @property
     def in_float32(self) -> Backend | None:

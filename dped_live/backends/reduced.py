@@ -19,6 +19,7 @@ class ReducedBackend:
 
     def __init__(self, backend: Backend, factor: int) -> None:
         self.device = backend.device
+        self.shares = backend.shares
         self.description = f"{backend.description}, at 1/{factor} of the size"
         self._backend = backend
         self._factor = factor

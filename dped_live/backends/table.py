@@ -23,6 +23,7 @@ class TableBackend:
 
     def __init__(self, network: TableNetwork, device: torch.device) -> None:
         self.device = device
+        self.shares = device.type == "cpu"
         name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
         self.description = f"{name}, fp32"
         self._network = copy.deepcopy(network).to(device).eval().requires_grad_(False)

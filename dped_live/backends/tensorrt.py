@@ -217,6 +217,8 @@ class TensorRtBackend:
     beside: what runs the same in half precision by torch.
     """
 
+    shares = False
+
     def __init__(self, generator: Generator, beside: TorchModuleBackend, engines: Engines) -> None:
         self.device = beside.device
         self.description = f"{beside.description}, {engines.package.title}"
@@ -271,6 +273,7 @@ class TensorRtTableBackend:
     """Runs a table network's engines; see backends.Backend. beside: what finds the values of a scene, by torch."""
 
     in_float32 = None
+    shares = False
 
     def __init__(self, beside: TableBackend, engines: Engines) -> None:
         self.device = beside.device

@@ -56,6 +56,7 @@ class TiledBackend:
         self, backend: WholeBackend, generator: Generator, side: int | None, notify: Callable[[str], None]
     ) -> None:
         self.device = backend.device
+        self.shares = backend.shares
         self.description = backend.description if side is None else f"{backend.description}, tiles of {side}x{side}"
         self._backend = backend
         self._generator = generator
@@ -191,7 +192,6 @@ class TiledBackend:
         height, width = image.shape[2:]
         if self._size == (height, width):
             return
-        self._size = (height, width)
         if self._fixed_side is not None:
             self._side = self._fixed_side
             self._measures_at_once = self._fits(image)
@@ -208,6 +208,7 @@ class TiledBackend:
                 f"pictures of {width}x{height} are measured norm by norm, which takes five times as long; at once "
                 f"needs {self._backend.bytes_per_pixel * pixels / 1e9:.1f} GB more memory"
             )
+        self._size = (height, width)  # when all is chosen, for another thread
 
     def _planned_side(self, height: int, width: int, free: float) -> int:
         """free: bytes for activations, which may be less than none."""

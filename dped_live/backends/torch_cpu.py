@@ -54,6 +54,7 @@ class TorchCpuBackend:
 
     device = torch.device("cpu")
     in_float32 = None
+    shares = True
     bytes_per_pixel_given = 0
 
     def __init__(self, generator: Generator, precision: torch.dtype, description: str = "CPU") -> None:

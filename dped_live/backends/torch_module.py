@@ -23,6 +23,8 @@ class TorchModuleBackend:
     precision: of weights and activations: torch.float16, torch.bfloat16 or torch.float32 (never TF32).
     """
 
+    shares = False
+
     def __init__(self, generator: Generator, device: torch.device, precision: torch.dtype, description: str) -> None:
         self.device = device
         self.description = description
