@@ -67,7 +67,9 @@ class Enhancer:
 
     def enhance(self, frame: Frame) -> Frame:
         """Enhance one frame; those of a video in order."""
-        return self._begun(frame)()
+        finish = self._begun(frame)
+        self._staging.join()  # a follower's other thread may work on it
+        return finish()
 
     def _begun(self, frame: Frame) -> Callable[[], Frame]:
         """Enqueue what the device does with a frame. What is returned waits for it and gives the enhanced frame."""
@@ -118,7 +120,7 @@ class Enhancer:
 
         def finished() -> Frame:
             planes = download.planes()
-            if same:
+            if same and area != frame.whole:
                 _restore_borders(planes, frame, area)
             return replace(frame, planes=planes, format=fmt, alpha=_alpha(frame, fmt))
 
