@@ -31,6 +31,7 @@ from dped_live.sinks.images import PHOTO_SUFFIXES, write_photo
 from dped_live.sinks.verification import Verification
 from dped_live.sources.file import FileSource
 from dped_live.sources.images import is_photo, photo_size, read_photo
+from dped_live.staging import current
 
 if TYPE_CHECKING:
     from dped_live.table_filter import Filter
@@ -394,7 +395,8 @@ def enhance_video(
             f"{job.target} exists, and is not what this program makes of this source with these options; "
             "add -y to replace it"
         )
-    source = _open(job.source, settings)
+    with current(backend.device) as card:
+        source = _open(job.source, settings, card=card)
     try:
         fmt = side_by_side_format(source.format) if settings.before_after else source.format
         encoding, choice = resolved(settings.encoding, fmt)
@@ -425,7 +427,8 @@ def enhance_video(
     try:
         if earlier:
             source.close()
-            source = _open(job.source, settings, earlier)
+            with current(backend.device) as card:
+                source = _open(job.source, settings, earlier, card)
     except BaseException:
         sink.close(complete=False)
         raise
@@ -484,7 +487,7 @@ def enhance_video(
     )
 
 
-def _open(path: Path, settings: Settings, skip: int = 0) -> FileSource:
+def _open(path: Path, settings: Settings, skip: int = 0, card: int | None = None) -> FileSource:
     return FileSource(
         path,
         begin=settings.begin,
@@ -493,6 +496,7 @@ def _open(path: Path, settings: Settings, skip: int = 0) -> FileSource:
         hdr=settings.hdr,
         skip=skip,
         decode=settings.decode,
+        card=card,
     )
 
 

@@ -7,17 +7,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from dped_live.terminal import fetch_progress, ignore, interruptible, say
-
-if TYPE_CHECKING:
-    from dped_live.backends.engine import Form
-
-_FORM: Form = "float32"
-"""What pictures come in: what backends/tensorrt.py runs."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from dped_live import weights
     from dped_live.backends import engine, engine_export
-    from dped_live.backends.engine_graph import MODES
+    from dped_live.backends.engine_graph import FORMS, MODES
 
     tell = ignore if options.quiet else say
     package = engine_export.package() if options.via else engine.installed_package()
@@ -74,9 +67,10 @@ def main(arguments: Sequence[str]) -> int:
     with fetch_progress(options.quiet) as fetched:
         network = weights.load(options.model, progress=fetched, notify=tell)
     keys = [
-        engine.key_for(network, statistics, _FORM, height, width, options.dynamic, package, target)
+        engine.key_for(network, statistics, form, height, width, options.dynamic, package, target)
         for width, height in options.size
         for statistics in MODES[type(network)]
+        for form in FORMS[statistics]
     ]
     if options.via:
         keys = [engine_export.key_for_module(network, height, width) for width, height in options.size]

@@ -59,8 +59,16 @@ _HARDWARE_ENCODERS = {
 )
 """With what each is for."""
 
-_TENSORRT = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "torch_tensorrt": "'torch-tensorrt<2.14'"}
-"""Modules, with what pip calls them. A later torch-tensorrt would bring a torch that dped-live does not know."""
+_TENSORRT = {
+    "tensorrt": ("tensorrt", "NVIDIA cards for data centres"),
+    "tensorrt_rtx": ("tensorrt-rtx", "GeForce and RTX cards"),
+    "torch_tensorrt": ("'torch-tensorrt<2.14'", "networks of your own on NVIDIA cards"),
+}
+"""Modules, with what pip calls them and what they are for. A later torch-tensorrt would bring a torch that dped-live
+does not know."""
+
+_RTX = (7.5, 8.0, 8.6, 8.9, 12.0, 12.1)
+"""Compute capabilities of the cards that tensorrt-rtx supports."""
 
 _IN_CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dped_live import doctor; "
@@ -95,14 +103,12 @@ def examine() -> Iterator[Check]:
     """
     yield from _watched("system", _system, needed=True)
     yield from _watched("lite on CPU", _network, fix=_pip_install("torch", "safetensors"), needed=True)
-    has_card = False
-    for check in _watched("GPU", _gpus, fix="use --device cpu", needed=True):
-        yield check
-        has_card = has_card or check.state != "not here"
-    for module, package in _TENSORRT.items():
+    yield from _watched("GPU", _gpus, fix="use --device cpu", needed=True)
+    wanted = tensorrt_package(_cards())
+    for module, (package, purpose) in _TENSORRT.items():
         if find_spec(module) is None:
-            fix = f"pip install {package}" if has_card else None
-            yield Check(module, "not here", "not installed; for NVIDIA cards", fix)
+            fix = f"pip install {package}" if package == wanted else None
+            yield Check(module, "not here", f"not installed; for {purpose}", fix)
         else:
             yield from _watched(module, _tensorrt, module, fix=_pip_install(package))
     for codec in [*_ENCODERS, *_HARDWARE_ENCODERS]:
@@ -359,6 +365,13 @@ def cuda_build(cards: list[Card]) -> str:
         return "restart the computer, then update the driver: https://www.nvidia.com/drivers; or use --device cpu"
     release = torch.__version__.split("+")[0]
     return f"pip install --force-reinstall torch=={release} --index-url https://download.pytorch.org/whl/{tag}"
+
+
+def tensorrt_package(cards: list[Card]) -> str | None:
+    """What of TensorRT to install for a card; None: there is nothing for it, or it is not known what it is."""
+    if not cards or cards[0].capability < _RTX[0]:
+        return None
+    return "tensorrt-rtx" if cards[0].capability in _RTX else "tensorrt"
 
 
 def _tensorrt(module: str) -> Iterator[Check]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dped_live import color
-from dped_live.backends import Backend
-from dped_live.frame import Area, Frame, VideoFormat
+from dped_live.backends import Backend, BytesBackend
+from dped_live.frame import PQ, Area, Frame, VideoFormat
 from dped_live.scene_statistics import Normalisation, Policy, picture_of
 from dped_live.staging import Staging
 
@@ -77,7 +77,9 @@ class Enhancer:
 
     def enhance(self, frame: Frame) -> Frame:
         """Enhance one frame; those of a video in order."""
-        return self._begun(frame)()
+        finish = self._begun(frame)
+        self._staging.join()  # a follower's other thread may work on it
+        return finish()
 
     def _begun(self, frame: Frame, workers: Executor | None = None) -> Callable[[], Frame]:
         """Enqueue what the device does with a frame. What is returned waits for it and gives the enhanced frame."""
@@ -132,29 +134,36 @@ class Enhancer:
             return lambda: frame
         fmt = replace(self._output, width=frame.format.width, height=frame.format.height)
         rgb = picture_of(frame, frame.whole, self._staging) if enhanced is None else enhanced
-        download = self._staging.download(color.from_rgb(rgb, fmt))
+        download = self._staging.download(_planes_of(rgb, fmt))
 
         def finished() -> Frame:
             planes = download.planes()
-            if same:
+            if same and area != frame.whole:
                 _restore_borders(planes, frame, area)
             return replace(frame, planes=planes, format=fmt, alpha=_alpha(frame, fmt))
 
         return finished
 
     def _enhanced(self, frame: Frame, plan: Normalisation, backend: Backend) -> tuple[Tensor | None, Tensor | None]:
-        """The frame as RGB, enhanced as much as it is to be, None where it stays as it is; and whether what the backend
-        gave is finite, where that is not certain."""
+        """The frame as RGB (see picture_of) or as a plane of bytes, enhanced as much as it is to be, None where it
+        stays as it is; and whether what the backend gave is finite, where that is not certain."""
         strength = self.strength * plan.weight
         if strength == 0 and not plan.measured:
             return None, None
-        picture = picture_of(frame, plan.area, self._staging)
+        picture = None
         statistics = plan.statistics
         if plan.measured:
+            picture = picture_of(frame, plan.area, self._staging)
             found = backend.statistics(picture)
             self._policy.learn(found)
             # In two runs, so that the frames that get the same statistics later come out the same to the bit.
             statistics = found if statistics is None else statistics
+        if strength == 1 and plan.area == frame.whole and isinstance(backend, BytesBackend) and self._is_bytes(frame):
+            in_bytes = backend.enhance_bytes(self._staging.upload(frame.planes)[0], statistics)
+            if in_bytes is not None:
+                return in_bytes
+        if picture is None:
+            picture = picture_of(frame, plan.area, self._staging)
         enhanced = backend.enhance(picture, statistics, out=picture)
         is_finite = None if backend.in_float32 is None else enhanced.isfinite().all()
         if strength < 1:
@@ -164,6 +173,12 @@ class Enhancer:
         whole = picture_of(frame, frame.whole, self._staging)
         whole[:, :, plan.area.top : plan.area.bottom, plan.area.left : plan.area.right] = enhanced
         return whole, is_finite
+
+    def _is_bytes(self, frame: Frame) -> bool:
+        """Whether the frame is stored as 8-bit RGB, before and after."""
+        fmt = frame.format
+        is_rgb = fmt.pixel_format.kind == "rgb" and fmt.pixel_format.depth == 8
+        return is_rgb and fmt.transfer != PQ and _same_planes(fmt, self._output)
 
     def _mix(self, enhanced: Tensor, frame: Frame, area: Area, strength: float) -> None:
         """Put the input's part into the enhanced picture. It is converted anew, for the result has taken its place."""
@@ -182,7 +197,7 @@ class Enhancer:
             # As bytes: two large photos in float32 need more memory than the network.
             assert enhanced is not None
             single = replace(fmt, width=frame.format.width, height=frame.format.height)
-            download = self._staging.download(color.from_rgb(enhanced, single))
+            download = self._staging.download(_planes_of(enhanced, single))
         else:
             rgb = picture_of(frame, frame.whole, self._staging)
             pair = (rgb, rgb if enhanced is None else enhanced)
@@ -214,6 +229,11 @@ def _workers(backend: Backend) -> Iterator[Executor | None]:
             yield pool
     finally:
         torch.set_num_threads(threads)
+
+
+def _planes_of(enhanced: Tensor, fmt: VideoFormat) -> list[Tensor]:
+    """The planes of what is enhanced; bytes are one already."""
+    return [enhanced] if enhanced.dtype == torch.uint8 else color.from_rgb(enhanced, fmt)
 
 
 def _alpha(frame: Frame, fmt: VideoFormat) -> np.ndarray | None:

@@ -1,10 +1,12 @@
-"""What travels through the pipeline: one picture on the host, with its format and its time. numpy only."""
+"""What travels through the pipeline: one picture, with its format and its time. numpy only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -135,6 +137,17 @@ class VideoFormat:
         """FFmpeg's name of the pixel format with the transparency, if it has any."""
         return WITH_ALPHA[self.pixel_format.name] if self.has_alpha else self.pixel_format.name
 
+    def around(self, area: Area) -> tuple[Area, Area]:
+        """The least area around another that can be cut out of a picture, and where in it that one lies: chroma samples
+        are not divided."""
+        pixel = self.pixel_format
+        # Down and up to a multiple of the pixels that share a chroma sample, but not beyond the picture.
+        top, left = area.top & -(1 << pixel.chroma_shift_y), area.left & -(1 << pixel.chroma_shift_x)
+        bottom = min(self.height, -(-area.bottom & -(1 << pixel.chroma_shift_y)))
+        right = min(self.width, -(-area.right & -(1 << pixel.chroma_shift_x)))
+        within = Area(area.top - top, area.bottom - top, area.left - left, area.right - left)
+        return Area(top, bottom, left, right), within
+
 
 @dataclass(frozen=True, slots=True)
 class Area:
@@ -155,18 +168,50 @@ class Area:
         )
 
 
+class CardPlanes(Sequence[np.ndarray]):
+    """The planes of a picture that an NVIDIA card has decoded and that is still there.
+
+    To whoever looks at them they are arrays on the host like any others: the first look brings them there. Staging
+    takes them on the card.
+
+    card: its number, as CUDA counts. stored: what lies there, with `__dlpack__`: luma (H, W) and chroma (H / 2, W / 2,
+    2), as FFmpeg's nv12 or p010le have it, where 10 bits are the high ones. The memory is the decoder's, which writes
+    on its context's default stream: what is read on another one comes after that, and it may be given back only after
+    what was read. download: gives the planes on the host, and waits for the decoder.
+    """
+
+    def __init__(self, card: int, stored: Sequence[Any], download: Callable[[], tuple[np.ndarray, ...]]) -> None:
+        self.card = card
+        self.stored = stored
+        self._download = download
+
+    @cached_property
+    def _on_host(self) -> tuple[np.ndarray, ...]:
+        return self._download()
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[np.ndarray, ...]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | tuple[np.ndarray, ...]:
+        return self._on_host[index]
+
+    def __len__(self) -> int:
+        return 3
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One picture.
 
-    planes: arrays as `format.pixel_format` says. They belong to the frame: whoever made it does not write to them
-    again, and whoever receives it only reads.
+    planes: arrays as `format.pixel_format` says, or CardPlanes. They belong to the frame: whoever made it does not
+    write to them again, and whoever receives it only reads.
     pts: presentation time in seconds, exact, a multiple of format.time_base; duration likewise, None if unknown.
     alpha: (H, W) of the planes' type, or None; carried beside the colours and never enhanced.
     captured_at: when a camera gave it, on the clock of time.monotonic(); None for files.
     """
 
-    planes: tuple[np.ndarray, ...]
+    planes: Sequence[np.ndarray]
     format: VideoFormat
     pts: Fraction = Fraction(0)
     duration: Fraction | None = None
@@ -183,19 +228,20 @@ class Frame:
 
         Returns the part, whose planes are views of this frame's, and where in it the area lies.
         """
-        pixel = self.format.pixel_format
-        # Down and up to a multiple of the pixels that share a chroma sample, but not beyond the picture.
-        top, left = area.top & -(1 << pixel.chroma_shift_y), area.left & -(1 << pixel.chroma_shift_x)
-        bottom = min(self.format.height, -(-area.bottom & -(1 << pixel.chroma_shift_y)))
-        right = min(self.format.width, -(-area.right & -(1 << pixel.chroma_shift_x)))
-        planes = []
-        for number, plane in enumerate(self.planes):
-            y, x = (pixel.chroma_shift_y, pixel.chroma_shift_x) if number else (0, 0)
-            planes.append(plane[top >> y : -(-bottom >> y), left >> x : -(-right >> x)])
+        outer, within = self.format.around(area)
         part = replace(
             self,
-            planes=tuple(planes),
-            format=replace(self.format, width=right - left, height=bottom - top),
-            alpha=None if self.alpha is None else self.alpha[top:bottom, left:right],
+            planes=cut(self.planes, self.format.pixel_format, outer),
+            format=replace(self.format, width=outer.right - outer.left, height=outer.bottom - outer.top),
+            alpha=None if self.alpha is None else self.alpha[outer.top : outer.bottom, outer.left : outer.right],
         )
-        return part, Area(area.top - top, area.bottom - top, area.left - left, area.right - left)
+        return part, within
+
+
+def cut(planes: Sequence[Any], pixel: PixelFormat, area: Area) -> tuple[Any, ...]:
+    """Views of an area of planes, of numpy or torch; see VideoFormat.around for areas that can be cut out."""
+    shifts = [(0, 0), *[(pixel.chroma_shift_y, pixel.chroma_shift_x)] * (len(planes) - 1)]
+    return tuple(
+        plane[area.top >> y : -(-area.bottom >> y), area.left >> x : -(-area.right >> x)]
+        for plane, (y, x) in zip(planes, shifts, strict=True)
+    )

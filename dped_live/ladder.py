@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dped_live.backends import Backend
+from dped_live.backends import Backend, BytesBackend
 from dped_live.enhance import Enhancer
 from dped_live.frame import Frame, VideoFormat
 from dped_live.live_state import Controls, LivePicture
@@ -159,7 +159,11 @@ def _trial(rung: Rung, frame: Frame, allowed: float) -> float:
     # On a GPU the whole picture at once: it is quick, and what is prepared for a size is then ready.
     is_on_gpu = device.type != "cpu"
     measured = (height, width) if is_on_gpu else (64, 64)
-    statistics = rung.backend.statistics(torch.full((1, 3, *measured), 0.5, device=device))
+    grey = torch.full((1, 3, *measured), 0.5, device=device)
+    statistics = rung.backend.statistics(grey)
+    if isinstance(rung.backend, BytesBackend):
+        # What frames go through at another strength; see _timed for the usual one.
+        rung.backend.enhance(grey, statistics)
     estimate = 0.0
     for side in (1,) if rung.is_quick or is_on_gpu else _TRIAL_SIDES:
         picture = torch.full((1, 3, max(8, height // side), max(8, width // side)), 0.5, device=device)
@@ -172,8 +176,10 @@ def _trial(rung: Rung, frame: Frame, allowed: float) -> float:
 
 
 def _timed(backend: Backend, picture: Tensor, statistics: Statistics) -> float:
+    levels = picture[0].permute(1, 2, 0).mul(255).to(torch.uint8)
     began = time.monotonic()
-    backend.enhance(picture, statistics)
+    if not isinstance(backend, BytesBackend) or backend.enhance_bytes(levels, statistics) is None:
+        backend.enhance(picture, statistics)
     if picture.is_cuda:
         torch.cuda.synchronize(picture.device)
     return time.monotonic() - began

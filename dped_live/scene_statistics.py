@@ -9,14 +9,15 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from dped_live import color
 from dped_live.backends import Backend
 from dped_live.borders import find_area
-from dped_live.frame import Area, Frame
-from dped_live.scenes import Scene, find_scenes, is_blank, thumbnail
-from dped_live.staging import Staging
+from dped_live.frame import Area, CardPlanes, Frame, cut
+from dped_live.scenes import Scene, find_scenes, is_blank, steps, thumbnail
+from dped_live.staging import Staging, samples
 from dped_live.statistics import Statistics, blend, combine, distance
 
 DARKEST = 0.04
@@ -129,9 +130,19 @@ def brightness_weight(frame: Frame, area: Area, brightness: float) -> float:
     With its scene's statistics the network maps black to a grey, of 10 to 66 levels (benchmarks/NOTES.md). So the last
     quarter of a fade goes over to the input, smoothly, and black stays black.
     """
-    luma = float(thumbnail(frame.cropped(area)[0]).mean())
+    luma = float(_thumbnail(frame, area).mean())
     part = min(1.0, max(0.0, luma) / (_FADED * brightness))
     return part * part * (3 - 2 * part)
+
+
+def _thumbnail(frame: Frame, area: Area) -> np.ndarray:
+    """scenes.thumbnail of a part; of a picture on a card no more comes to the host than it looks at."""
+    if isinstance(frame.planes, CardPlanes):
+        outer, _ = frame.format.around(area)
+        down, across = steps(outer.bottom - outer.top, outer.right - outer.left)
+        rows, columns = slice(outer.top, outer.bottom, down), slice(outer.left, outer.right, across)
+        return thumbnail(replace(frame, planes=(samples(frame.planes, rows, columns),)))
+    return thumbnail(frame.cropped(area)[0])
 
 
 def measure_scenes(frames: Iterable[Frame], backend: Backend) -> list[SceneStatistics]:
@@ -195,6 +206,12 @@ def _measure(scene: Scene, backend: Backend, staging: Staging, known: Area | Non
 
 def picture_of(frame: Frame, area: Area, staging: Staging) -> torch.Tensor:
     """The area of a frame as float32 RGB (1, 3, H, W) in [0, 1] on the device; what is around it has no part in it."""
-    part, within = frame.cropped(area)
-    rgb = color.to_rgb(staging.upload(part.planes), part.format)
+    outer, within = frame.format.around(area)
+    pixel = frame.format.pixel_format
+    if staging.holds(frame.planes):
+        planes: Sequence[torch.Tensor] = cut(staging.upload(frame.planes), pixel, outer)
+    else:
+        planes = staging.upload(cut(frame.planes, pixel, outer))
+    fmt = replace(frame.format, width=outer.right - outer.left, height=outer.bottom - outer.top)
+    rgb = color.to_rgb(planes, fmt)
     return rgb[:, :, within.top : within.bottom, within.left : within.right]

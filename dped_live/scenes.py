@@ -74,8 +74,8 @@ def thumbnail(frame: Frame) -> np.ndarray:
     """Luma of a frame, averaged down to (18, 32) (or the frame's size if smaller), float64, nominally in [0, 1]."""
     pixel, plane = frame.format.pixel_format, frame.planes[0]
     height, width = plane.shape[:2]
-    # Every few pixels are enough to average over.
-    luma = plane[:: max(1, height // (4 * _ROWS)), :: max(1, width // (4 * _COLUMNS))].astype(np.float64)
+    down, across = steps(height, width)
+    luma = plane[::down, ::across].astype(np.float64)
     if luma.ndim == 3:
         luma = luma.mean(axis=2)
     maximum = (1 << pixel.depth) - 1
@@ -88,6 +88,12 @@ def thumbnail(frame: Frame) -> np.ndarray:
     counts = np.outer(np.diff([*rows, luma.shape[0]]), np.diff([*columns, luma.shape[1]]))
     average: np.ndarray = sums / counts
     return average
+
+
+def steps(height: int, width: int) -> tuple[int, int]:
+    """Of a picture, one row and one column of so many is looked at for its thumbnail: they are enough to average over.
+    Of what they leave, all is."""
+    return max(1, height // (4 * _ROWS)), max(1, width // (4 * _COLUMNS))
 
 
 def is_blank(picture: np.ndarray) -> bool:

@@ -2,6 +2,10 @@
 
 On a GPU three streams work side by side: one copies planes in, one copies them out, and one computes, so that a frame
 comes in and another goes out while a third is enhanced. Events keep the order of each frame's own work.
+
+What a card has decoded (frame.CardPlanes) is copied within its memory. FFmpeg writes such pictures on the default
+stream of torch's own context (see sources/picture.decoder_on_card); nothing here keeps that stream waiting for the
+computing.
 """
 
 from __future__ import annotations
@@ -10,11 +14,15 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cache
+from typing import Protocol, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from dped_live.frame import CardPlanes
 
 _AHEAD = 2
 """Frames whose work may be enqueued before the first of them is waited for: one computes while one comes in, and the
@@ -98,8 +106,8 @@ class Staging:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """What is enqueued within goes to the computing stream, after all that the caller's stream has by then; what
-        the caller enqueues later comes after it."""
+        """What is enqueued within goes to the computing stream, after all that the caller's stream has by then. Whoever
+        waits for what is downloaded has waited for all before it; others see `join`."""
         if self._device.type == "cpu":
             yield
             return
@@ -107,11 +115,21 @@ class Staging:
         self._compute.wait_stream(callers)
         with torch.cuda.stream(self._compute):
             yield
-        callers.wait_stream(self._compute)
 
-    def upload(self, planes: tuple[np.ndarray, ...]) -> list[Tensor]:
+    def join(self) -> None:
+        """What the caller enqueues from now on comes after all that is computed."""
+        if self._device.type != "cpu":
+            torch.cuda.current_stream(self._device).wait_stream(self._compute)
+
+    def holds(self, planes: Sequence[np.ndarray]) -> TypeGuard[CardPlanes]:
+        """Whether planes are on the device already."""
+        return isinstance(planes, CardPlanes) and self._device.type == "cuda" and planes.card == _number(self._device)
+
+    def upload(self, planes: Sequence[np.ndarray]) -> list[Tensor]:
         """Planes on the device, for the current stream. On a CPU they are the very same, else they belong to the caller
         and the given ones are free again."""
+        if self.holds(planes):
+            return self._taken(planes)
         # torch warns of arrays that must not be written to, and cannot promise; nobody here writes.
         tensors = [torch.from_numpy(np.require(plane, requirements="W")) for plane in planes]
         if self._device.type == "cpu":
@@ -129,6 +147,20 @@ class Staging:
         packed.record_stream(current)
         return views(packed, tensors)
 
+    def _taken(self, planes: CardPlanes) -> list[Tensor]:
+        """What a card's decoder holds, as planes that belong to the caller."""
+        decoders, current = torch.cuda.default_stream(self._device), torch.cuda.current_stream(self._device)
+        self._copy_in.wait_stream(decoders)
+        with torch.cuda.stream(self._copy_in):
+            tensors = planar(planes)
+            copied = self._copy_in.record_event()
+        # Before the decoder writes there again.
+        decoders.wait_event(copied)
+        current.wait_event(copied)
+        for tensor in tensors:
+            tensor.record_stream(current)
+        return tensors
+
     def download(self, planes: Sequence[Tensor]) -> Download:
         """Planes that the current stream computes, to the host. What they are in belongs to this from now on."""
         if self._device.type == "cpu":
@@ -141,6 +173,55 @@ class Staging:
                 target.copy_(plane, non_blocking=True)
                 plane.record_stream(self._copy_out)
             return Download(host, self._copy_out.record_event())
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[int | None]:
+    """The context that torch has on a device is the calling thread's current one within. Gives the device's number,
+    None for a CPU, which has no context."""
+    if device.type == "cpu":
+        yield None
+        return
+    with torch.cuda.device(device):
+        # Any call of CUDA's runtime that does something makes it current.
+        torch.cuda.synchronize()
+        yield torch.cuda.current_device()
+
+
+def planar(planes: CardPlanes) -> list[Tensor]:
+    """Copies of a card's planes, on the current stream: contiguous, as frame.PixelFormat says."""
+    luma, chroma = _stored(planes)
+    return [_low(plane).contiguous() for plane in (luma, chroma[..., 0], chroma[..., 1])]
+
+
+def samples(planes: CardPlanes, rows: slice, columns: slice) -> np.ndarray:
+    """A few samples of the luma that a card holds. Waits for its decoder, and for nothing else."""
+    stream = _looking(planes.card)
+    stream.wait_stream(torch.cuda.default_stream(planes.card))
+    with torch.cuda.stream(stream):
+        few: np.ndarray = _low(_stored(planes)[0][rows, columns]).cpu().numpy()
+    return few
+
+
+@cache
+def _looking(card: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(card)  # type: ignore[no-untyped-call]
+
+
+def _stored(planes: CardPlanes) -> list[Tensor]:
+    # PyAV knows no streams, of which torch would speak to the planes themselves; the callers have seen to them.
+    return [from_dlpack(plane.__dlpack__()) for plane in planes.stored]
+
+
+def _low(plane: Tensor) -> Tensor:
+    """New memory, with 10 bits the low ones; torch shifts no uint16."""
+    if plane.dtype == torch.uint8:
+        return plane.clone()
+    return ((plane.view(torch.int16) >> 6) & 1023).view(torch.uint16)
+
+
+def _number(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def packed_size(like: Sequence[Tensor]) -> int:

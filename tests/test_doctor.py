@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from dped_live import cli, doctor, weights
+from dped_live.backends import engine
 from dped_live.doctor import Card, Check
 from dped_live.errors import InputError
 from dped_live.sources import cameras, live
@@ -294,6 +295,52 @@ def test_build_of_torch_for_a_card(
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     assert advice in doctor.cuda_build([Card("card", driver, capability)])
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "package"),
+    [
+        ("NVIDIA GeForce GTX 1080", 6.1, None),
+        ("NVIDIA TITAN V", 7.0, None),
+        ("Tesla T4", 7.5, "tensorrt-rtx"),
+        ("NVIDIA GeForce RTX 4090", 8.9, "tensorrt-rtx"),
+        ("NVIDIA H100", 9.0, "tensorrt"),
+        ("NVIDIA B200", 10.0, "tensorrt"),
+        ("NVIDIA GeForce RTX 5090", 12.0, "tensorrt-rtx"),
+        ("a card of which only the driver is known", 0, None),
+    ],
+)
+def test_tensorrt_for_a_card(name: str, capability: float, package: str | None) -> None:
+    assert doctor.tensorrt_package([Card(name, "580.95.05", capability)]) == package
+
+
+def test_tensorrt_without_a_card() -> None:
+    assert doctor.tensorrt_package([]) is None
+
+
+def test_cards_of_tensorrt_rtx_are_those_that_it_says() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install tensorrt-rtx")
+    supported = engine.installed_package("tensorrt_rtx").capabilities
+    for capability in ("6.1", "7.0", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1"):
+        is_named = doctor.tensorrt_package([Card("card", "580.95.05", float(capability))]) == "tensorrt-rtx"
+        assert is_named == (capability in supported), capability
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("NVIDIA H100, 580.95.05, 9.0", {"tensorrt": "pip install tensorrt"}),
+        ("Tesla T4, 580.95.05, 7.5", {"tensorrt_rtx": "pip install tensorrt-rtx"}),
+        ("NVIDIA GeForce GTX 1080, 580.95.05, 6.1", {}),
+    ],
+)
+def test_the_package_for_the_card_is_offered(
+    card: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, line: str, offered: dict[str, str]
+) -> None:
+    card(line)
+    monkeypatch.setattr(doctor, "find_spec", lambda _module: None)
+    monkeypatch.setattr(doctor, "_watched", lambda *_, **__: iter(()))  # all else
+    assert {check.name: check.fix for check in doctor.examine() if check.fix is not None} == offered
 
 
 def test_build_of_torch_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ import torch
 from dped_live import weights
 from dped_live.backends import open_backend
 from dped_live.enhance import Enhancer
-from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
+from dped_live.frame import PIXEL_FORMATS, Area, CardPlanes, Frame, VideoFormat
 from dped_live.network import Network
-from dped_live.scene_statistics import ExactPolicy
+from dped_live.scene_statistics import ExactPolicy, ScenePolicy, SceneStatistics
 
 from conftest import random_generator, random_table_network
 from test_cli import Said, clean, clip, runner
@@ -82,6 +82,33 @@ def test_frames_under_way_give_the_same_as_one_by_one() -> None:
     for frame, single in zip(together, map(alone.enhance, pictures), strict=True):
         for plane, truth in zip(frame.planes, single.planes, strict=True):
             np.testing.assert_array_equal(plane, truth)
+
+
+@pytest.mark.parametrize("fmt", [YUV, YUV_10], ids=["8 bit", "10 bit"])
+@pytest.mark.parametrize("strength", [1.0, 0.7])
+def test_pictures_that_a_card_has_decoded_never_come_to_the_host(fmt: VideoFormat, strength: float) -> None:
+    backend = open_backend(random_generator(8, 2), "cuda", runner="torch")
+    area = Area(80, 640, 0, fmt.width)
+    with torch.inference_mode():
+        statistics = backend.statistics(picture(360, 640).cuda())
+    policy = ScenePolicy([SceneStatistics(Fraction(0), None, statistics, 0.4, area)])
+
+    def download() -> tuple[np.ndarray, ...]:
+        raise AssertionError("not needed")
+
+    def on_card(frame: Frame) -> Frame:
+        y, u, v = (torch.from_numpy(plane.astype(np.int32)) for plane in frame.planes)
+        shift, kind = (0, torch.uint8) if fmt == YUV else (6, torch.uint16)
+        stored = [(part << shift).to(kind).cuda() for part in (y, torch.stack((u, v), dim=-1))]
+        return replace(frame, planes=CardPlanes(torch.cuda.current_device(), stored, download))
+
+    other = replace(fmt, chroma_location="center")  # else borders are copied from the host
+    pictures = list(frames(fmt, 12, 12))
+    expected = Enhancer(backend, other, policy, strength).map(pictures)
+    results = Enhancer(backend, other, policy, strength).map(map(on_card, pictures))
+    for result, truth in zip(results, expected, strict=True):
+        for plane, own in zip(result.planes, truth.planes, strict=True):
+            np.testing.assert_array_equal(plane, own)
 
 
 def test_copies_run_beside_the_computing() -> None:

@@ -15,10 +15,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 
-from dped_live import weights
+from dped_live import staging, weights
+from dped_live.backends import open_backend
+from dped_live.enhance import Enhancer
 from dped_live.errors import OutputError
-from dped_live.frame import PIXEL_FORMATS, VideoFormat
+from dped_live.frame import PIXEL_FORMATS, Area, CardPlanes, Frame, VideoFormat
+from dped_live.scene_statistics import ExactPolicy
 from dped_live.sinks.encoding import Encoding, check_hardware, encoded_format, options_of, resolved
 from dped_live.sources.file import FileSource
 from dped_live.sources.picture import PictureReader, another_decoder
@@ -169,6 +173,65 @@ def test_what_cards_decode_to_becomes_planes_exactly(packed: str, planar: str, k
         np.testing.assert_array_equal(plane, rows[:, : truth.width])
 
 
+@pytest.mark.parametrize(
+    ("packed", "planar", "kind"), [("nv12", "yuv420p", np.uint8), ("p010le", "yuv420p10le", np.uint16)]
+)
+@pytest.mark.parametrize("size", [(64, 48), (70, 50)])
+def test_what_a_card_keeps_becomes_planes_without_the_host(
+    packed: str, planar: str, kind: type[Any], size: tuple[int, int]
+) -> None:
+    """FFmpeg's memory, rows with a gap and all, through DLPack; here it is the host's."""
+    random, (width, height) = np.random.default_rng(0), size
+    ours = av.VideoFrame(width, height, planar)
+    truths = []
+    for own in ours.planes:
+        rows = np.frombuffer(memoryview(own), kind).reshape(own.height, -1)
+        rows[:] = random.integers(0, 256 if kind is np.uint8 else 1024, rows.shape)
+        truths.append(rows[:, : own.width])
+    stored = ours.reformat(format=packed)
+    assert stored.planes[0].line_size > width * np.dtype(kind).itemsize or size == (64, 48)
+    planes = staging.planar(CardPlanes(0, stored.planes, lambda: ()))
+    for plane, truth in zip(planes, truths, strict=True):
+        assert plane.is_contiguous()
+        np.testing.assert_array_equal(plane.numpy(), truth)
+    before = [plane.clone() for plane in planes]
+    for packed_plane in stored.planes:
+        np.frombuffer(memoryview(packed_plane), np.uint8)[:] = 0
+    assert all(torch.equal(plane.int(), kept.int()) for plane, kept in zip(planes, before, strict=True))
+
+
+def test_a_picture_on_a_card_comes_to_the_host_when_it_is_looked_at_and_once() -> None:
+    came: list[int] = []
+
+    def download() -> tuple[np.ndarray, ...]:
+        came.append(1)
+        return tuple(np.full((48 >> shift, 64 >> shift), shift, np.uint8) for shift in (0, 1, 1))
+
+    planes = CardPlanes(0, (), download)
+    frame = Frame(planes, FORMAT)
+    assert len(frame.planes) == 3
+    assert replace(frame, pts=Fraction(1)).planes is planes
+    assert came == []
+    part, _ = frame.cropped(Area(2, 10, 0, 64))
+    assert [plane.shape for plane in part.planes] == [(8, 64), (4, 32), (4, 32)]
+    assert [int(plane[0, 0]) for plane in frame.planes] == [0, 1, 1]
+    assert came == [1]
+
+
+def test_where_the_card_does_not_enhance_its_pictures_come_to_the_host() -> None:
+    random = np.random.default_rng(0)
+    host = tuple(random.integers(0, 256, (48 >> shift, 64 >> shift)).astype(np.uint8) for shift in (0, 1, 1))
+    frame = Frame(host, FORMAT)
+    kept = replace(frame, planes=CardPlanes(0, (), lambda: host))
+    backend = open_backend(random_generator(), "cpu", "fp32")
+    for strength, before_after in ((1.0, False), (0.5, False), (0.0, False), (1.0, True)):
+        results = [
+            Enhancer(backend, FORMAT, ExactPolicy(), strength, before_after).enhance(given) for given in (frame, kept)
+        ]
+        for plane, truth in zip(results[1].planes, results[0].planes, strict=True):
+            np.testing.assert_array_equal(plane, truth)
+
+
 def test_a_decoder_of_our_own_is_told_what_the_container_says(tmp_path: Path) -> None:
     """The card's is one."""
     path = tmp_path / "a.mp4"
@@ -203,6 +266,50 @@ def test_a_card_decodes_the_same_pictures(tmp_path: Path) -> None:
             np.testing.assert_array_equal(plane, truth)
     by_card.close()
     by_cpu.close()
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and os.environ.get("DPED_REQUIRE_GPU") != "1", reason="torch has none"
+)
+@pytest.mark.parametrize(("codec", "pixel"), [("libx264", "yuv420p"), ("libx265", "yuv420p10le")])
+def test_pictures_that_stay_on_a_card_are_the_same(tmp_path: Path, codec: str, pixel: str) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(f"file:{path}", "w") as container:
+        stream: Any = container.add_stream(codec, 25)
+        stream.width, stream.height, stream.pix_fmt = 322, 182, pixel
+        for index in range(40):
+            picture = np.random.default_rng(index).integers(0, 256, (182, 322, 3)).astype(np.uint8)
+            coded = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format=pixel)
+            coded.pts, coded.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(coded))
+        container.mux(stream.encode(None))
+    by_cpu = FileSource(path)
+    device = torch.device("cuda")
+    with staging.current(device) as number:
+        kept = FileSource(path, decode="cuda", card=number)
+    on_card = staging.Staging(device)
+    frames = list(kept.frames())  # more of them than a decoder has surfaces
+    assert all(isinstance(frame.planes, CardPlanes) for frame in frames)
+    kept.close()
+    for frame, expected in zip(frames, by_cpu.frames(), strict=True):
+        assert (frame.pts, frame.duration) == (expected.pts, expected.duration)
+        with on_card.computing():
+            uploaded = on_card.upload(frame.planes)
+            back = on_card.download(uploaded)
+        for plane, own, truth in zip(back.planes(), frame.planes, expected.planes, strict=True):
+            np.testing.assert_array_equal(plane, truth)
+            np.testing.assert_array_equal(own, truth)
+    by_cpu.close()
+
+
+@pytest.mark.usefixtures("card")
+def test_a_file_decoded_on_a_card_comes_out_the_same(dped_live: Callable[..., Said]) -> None:
+    clip("a.mp4", 60)
+    for decode in ("cpu", "cuda"):
+        said = dped_live("a.mp4", "--decode", decode, "--codec", "ffv1", "-o", f"{decode}.mkv")
+        assert said.code == 0, said.err
+    assert _pictures("cuda.mkv") == _pictures("cpu.mkv")
 
 
 @pytest.mark.usefixtures("card")

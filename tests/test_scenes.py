@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
-from dped_live.scenes import find_scenes, thumbnail
+from dped_live.scenes import find_scenes, steps, thumbnail
 
 HEIGHT, WIDTH, RATE = 90, 160, 25
 
@@ -32,6 +33,16 @@ def frames(pictures: Sequence[np.ndarray]) -> list[Frame]:
         Frame(((picture.clip(0, 1) * 255 + 0.5).astype(np.uint8),), fmt, Fraction(number, RATE))
         for number, picture in enumerate(pictures)
     ]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (71, 127), (72, 128), (143, 255), (144, 256), (215, 383), (1079, 1921)])
+def test_a_thumbnail_needs_no_more_than_the_samples_it_looks_at(size: tuple[int, int]) -> None:
+    """They are all that leaves a card."""
+    plane = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    whole = Frame((plane,), VideoFormat(size[1], size[0], PIXEL_FORMATS["gray"]))
+    down, across = steps(*size)
+    few = replace(whole, planes=(plane[::down, ::across],))
+    np.testing.assert_array_equal(thumbnail(few), thumbnail(whole))
 
 
 def starts(pictures: Sequence[np.ndarray]) -> list[int]:

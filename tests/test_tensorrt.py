@@ -5,20 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from dped_live import cli, weights
-from dped_live.backends import Backend, Runner, engine, open_backend, tensorrt
+from dped_live import cli, color, weights
+from dped_live.backends import Backend, BytesBackend, Runner, engine, open_backend, tensorrt
+from dped_live.backends.engine_graph import NETWORKS, Graph
+from dped_live.backends.table import TableBackend
+from dped_live.backends.tiled import TiledBackend
+from dped_live.backends.torch_module import TorchModuleBackend
+from dped_live.enhance import Enhancer
 from dped_live.errors import BackendError
+from dped_live.frame import PIXEL_FORMATS, PQ, Area, Frame, VideoFormat
 from dped_live.generator import Generator
+from dped_live.network import Network
+from dped_live.scene_statistics import ExactPolicy, Normalisation
 from dped_live.statistics import Statistics
+from dped_live.table_network import TableNetwork
 
+import network_definition
 from conftest import random_generator, random_table_network
 from test_cli import Said, clean, clip, files, photo, runner
 
@@ -143,21 +155,21 @@ def test_torch_tensorrt_builds_for_one_size_and_this_card(capsys: pytest.Capture
 
 @needs_rtx
 def test_what_another_builder_makes_is_kept_by_the_same_rules(tmp_path: Path) -> None:
-    key = replace(engines(tmp_path, print)._key("exact", 20, 20, None), graph="torch-tensorrt 0")
+    key = replace(engines(tmp_path, print)._key("exact", "float16", 20, 20, None), graph="torch-tensorrt 0")
     path = engine.build(NETWORK, key, tmp_path, lambda *_: True, lambda *_: b"a plan")
     assert engine.read_plan(path, key) == b"a plan"
-    assert engine.find(engines(tmp_path, print)._key("exact", 20, 20, None), [tmp_path]) is None
+    assert engine.find(engines(tmp_path, print)._key("exact", "float16", 20, 20, None), [tmp_path]) is None
 
 
 @needs_rtx
 def test_a_damaged_engine_is_told_and_not_taken(tmp_path: Path) -> None:
     said: list[str] = []
     ours = engines(tmp_path, said.append)
-    assert ours._found("given", 20, 24) is None
-    key = ours._key("given", 20, 24, None)
+    assert ours._found("given", "float16", 20, 24) is None
+    key = ours._key("given", "float16", 20, 24, None)
     path = ours._newly_built(key)
-    assert ours._found("given", 20, 24) == (path, key)
-    assert ours._found("exact", 20, 24) is None
+    assert ours._found("given", "float16", 20, 24) == (path, key)
+    assert ours._found("exact", "float16", 20, 24) is None
     whole = path.read_bytes()
     said.clear()
     for damaged, reason in [
@@ -166,7 +178,7 @@ def test_a_damaged_engine_is_told_and_not_taken(tmp_path: Path) -> None:
         (b"something else", "not an engine of dped-live"),
     ]:
         path.write_bytes(damaged)
-        assert ours._found("given", 20, 24) is None
+        assert ours._found("given", "float16", 20, 24) is None
         assert reason in said.pop()
         assert ours._newly_built(key) == path
         assert path.read_bytes() == whole
@@ -177,15 +189,15 @@ def test_a_damaged_engine_is_told_and_not_taken(tmp_path: Path) -> None:
 def test_an_engine_for_larger_pictures_serves_where_there_is_none_for_the_size(tmp_path: Path) -> None:
     ours = engines(tmp_path, lambda _line: None)
     for size in (64, 48, 32):
-        ours._newly_built(ours._key("exact", size, size, None, dynamic=True))
+        ours._newly_built(ours._key("exact", "float16", size, size, None, dynamic=True))
     for (height, width), side in {(20, 20): 32, (20, 40): 48, (48, 48): 48, (33, 16): 48, (64, 50): 64}.items():
-        found = ours._found("exact", height, width)
+        found = ours._found("exact", "float16", height, width)
         assert found is not None
         assert (found[1].height, found[1].dynamic) == (side, True)
-    assert ours._found("exact", 65, 20) is None
-    assert ours._found("exact", 20, 15) is None
-    own = ours._newly_built(ours._key("exact", 20, 20, None))
-    found = ours._found("exact", 20, 20)
+    assert ours._found("exact", "float16", 65, 20) is None
+    assert ours._found("exact", "float16", 20, 15) is None
+    own = ours._newly_built(ours._key("exact", "float16", 20, 20, None))
+    found = ours._found("exact", "float16", 20, 20)
     assert found is not None
     assert found[0] == own
 
@@ -194,13 +206,160 @@ def test_an_engine_for_larger_pictures_serves_where_there_is_none_for_the_size(t
 def test_an_engine_for_this_card_alone_is_taken_too(tmp_path: Path) -> None:
     lines: list[str] = []
     ours, other = engines(tmp_path, lines.append), engines(tmp_path, lines.append, (8, 6))
-    path = ours._newly_built(ours._key("exact", 20, 20, "8.9"))
-    found = ours._found("exact", 20, 20)
+    path = ours._newly_built(ours._key("exact", "float16", 20, 20, "8.9"))
+    found = ours._found("exact", "float16", 20, 20)
     assert found is not None
     assert found[0] == path
-    assert other._found("exact", 20, 20) is None
+    assert other._found("exact", "float16", 20, 20) is None
     turing = engines(tmp_path, lines.append, (7, 5))
-    assert turing._key("exact", 20, 20, turing._targets[0]).target == "7.5"
+    assert turing._key("exact", "float16", 20, 20, turing._targets[0]).target == "7.5"
+
+
+# What is run, computed layer by layer on a CPU.
+
+
+class Interpreted(tensorrt.Engines):
+    """Engines that are not built; what they are asked to be is computed. used: their modes and forms."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(
+            network,
+            torch.device("cpu"),
+            engine.installed_package("tensorrt_rtx"),
+            (8, 9),
+            required=True,
+            notify=lambda _line: None,
+        )
+        self.used: list[tuple[engine.Mode, engine.Form]] = []
+
+    def running(self, statistics: engine.Mode, form: engine.Form, height: int, width: int) -> Any:
+        self.used.append((statistics, form))
+        return InterpretedEngine(self.package.module, self._network, statistics, form, height, width)
+
+
+class InterpretedEngine:
+    """See RunningEngine."""
+
+    def __init__(
+        self, trt: Any, network: Network, statistics: engine.Mode, form: engine.Form, height: int, width: int
+    ) -> None:
+        self._trt = trt
+        self._definition = trt.Builder(trt.Logger()).create_network(0)
+        self._graph = Graph(trt, self._definition, form, height, width)  # owns the weights
+        NETWORKS[type(network)](self._graph, network, statistics)
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        given = {}
+        for number in range(self._definition.num_inputs):
+            tensor = self._definition.get_input(number)
+            buffer = torch.from_numpy(np.empty(tuple(tensor.shape), self._trt.nptype(tensor.dtype)))
+            given[tensor.name] = buffer.copy_(inputs[tensor.name])
+        assert inputs.keys() == given.keys()
+        return network_definition.run(self._trt, self._definition, given)
+
+
+def interpreted(network: Network) -> tuple[Backend, Interpreted]:
+    engines = Interpreted(network)
+    cpu = torch.device("cpu")
+    if isinstance(network, Generator):
+        beside = TorchModuleBackend(network, cpu, torch.float16, "half")
+        backend = TiledBackend(tensorrt.TensorRtBackend(network, beside, engines), network, None, lambda _line: None)
+        return backend, engines
+    assert isinstance(network, TableNetwork)
+    return tensorrt.TensorRtTableBackend(TableBackend(network, cpu), engines), engines
+
+
+RGB = VideoFormat(40, 32, PIXEL_FORMATS["rgb24"])
+YUV = VideoFormat(40, 32, PIXEL_FORMATS["yuv420p"], "bt709", full_range=False)
+YUV_10 = replace(YUV, pixel_format=PIXEL_FORMATS["yuv420p10le"])
+RGB_16 = replace(RGB, pixel_format=PIXEL_FORMATS["rgb48le"])
+PQ_8 = replace(RGB, transfer=PQ)
+
+
+class Fixed(ExactPolicy):
+    """Given statistics for all of a picture, or for less than all of it; the first are measured."""
+
+    def __init__(self, statistics: Statistics | None, area: Area | None = None) -> None:
+        self._statistics = statistics
+        self._area = area
+
+    def normalisation(self, frame: Frame) -> Normalisation:
+        return Normalisation(self._statistics, 1, self._area or frame.whole, measured=self._statistics is None)
+
+    def learn(self, measured: Statistics) -> None:
+        self._statistics = measured
+
+
+def frame(fmt: VideoFormat) -> Frame:
+    planes = color.from_rgb(picture(fmt.height, fmt.width), fmt)
+    return Frame(tuple(plane.numpy() for plane in planes), fmt)
+
+
+@needs_rtx
+@pytest.mark.parametrize("fmt", [RGB, YUV, YUV_10, RGB_16, PQ_8], ids=["rgb", "yuv", "10 bit", "16 bit", "PQ"])
+@pytest.mark.parametrize("network", [random_generator(16, 3), random_table_network()], ids=["generator", "table"])
+def test_frames_go_as_bytes_or_half_and_come_out_as_in_float32(network: Network, fmt: VideoFormat) -> None:
+    backend, engines = interpreted(network)
+    exact = open_backend(network, "cpu", "fp32")
+    with torch.inference_mode():
+        other = network.statistics(picture(40, 40, 1))
+    for statistics in (other, None):
+        result = Enhancer(backend, fmt, Fixed(statistics)).enhance(frame(fmt))
+        truth = Enhancer(exact, fmt, Fixed(statistics)).enhance(frame(fmt))
+        step = 1 << (fmt.pixel_format.depth - 8)
+        for plane, expected in zip(result.planes, truth.planes, strict=True):
+            error = np.abs(plane.astype(float) - expected) / step
+            assert error.max() <= 1
+            # Of 8 bits one in eight may be rounded to the other side.
+            assert np.square(error).mean() < (1 / 8 if fmt.pixel_format.depth == 8 else (255 / 1000) ** 2)
+    form = "uint8" if fmt == RGB else "float16"
+    measuring = [("measuring", "float16")] if isinstance(network, Generator) else []
+    assert engines.used == [("given", form), *measuring, ("given", form)]
+
+
+@needs_rtx
+def test_only_whole_pictures_at_full_strength_go_as_bytes() -> None:
+    network = random_generator()
+    backend, engines = interpreted(network)
+    with torch.inference_mode():
+        given = network.statistics(picture(40, 40, 1))
+    Enhancer(backend, RGB, Fixed(given), 0.7).enhance(frame(RGB))
+    Enhancer(backend, RGB, Fixed(given, Area(4, 28, 0, 40))).enhance(frame(RGB))
+    Enhancer(backend, RGB_16, Fixed(given)).enhance(frame(RGB))
+    assert engines.used == 3 * [("given", "float16")]
+    exact = Enhancer(open_backend(network, "cpu", "fp32"), RGB, ExactPolicy(), before_after=True)
+    both = Enhancer(backend, RGB, ExactPolicy(), before_after=True).enhance(frame(RGB)).planes[0]
+    assert engines.used[3:] == [("exact", "uint8")]
+    assert np.abs(both.astype(int) - exact.enhance(frame(RGB)).planes[0]).max() <= 1
+
+
+@needs_rtx
+def test_a_picture_in_tiles_goes_as_half() -> None:
+    network = random_generator()
+    beside = TorchModuleBackend(network, torch.device("cpu"), torch.float16, "half")
+    engines = Interpreted(network)
+    backend = TiledBackend(tensorrt.TensorRtBackend(network, beside, engines), network, 36, lambda _line: None)
+    with torch.inference_mode():
+        given = network.statistics(picture(40, 40, 1))
+    Enhancer(backend, RGB, Fixed(given)).enhance(frame(RGB))
+    assert engines.used == 2 * [("given", "float16")]
+
+
+@needs_rtx
+def test_bytes_of_a_picture_that_overflows_in_half_are_computed_again_in_float32() -> None:
+    network = random_generator()
+    with torch.no_grad():
+        network.first.weight.mul_(1e5)
+        network.tail[0].weight.mul_(1e-5)  # type: ignore[operator]
+    backend, engines = interpreted(network)
+    said: list[str] = []
+    enhancer = Enhancer(backend, RGB, ExactPolicy(), notify=said.append)
+    truth = Enhancer(open_backend(network, "cpu", "fp32"), RGB, ExactPolicy()).enhance(frame(RGB))
+    for _ in range(2):
+        np.testing.assert_allclose(enhancer.enhance(frame(RGB)).planes[0].astype(int), truth.planes[0], atol=1)
+    assert engines.used == 2 * [("exact", "uint8")]
+    assert len(said) == 1
+    assert said[0].startswith("half precision overflowed in the picture at 0.000 s")
 
 
 # On a card.
@@ -332,6 +491,24 @@ def test_tiles_go_through_engines() -> None:
         other = network.statistics(picture(200, 200, 1))
         expected = network(image, other)
     close(backend.enhance(image.cuda(), _on_card(other)), expected)
+
+
+@pytest.mark.usefixtures("card", "folder")
+@pytest.mark.parametrize("network", [random_generator(64, 4), random_table_network()], ids=["generator", "table"])
+def test_bytes_go_through_engines(network: Network) -> None:
+    backend, image = open_backend(network, "cuda", tile="off", runner="tensorrt"), picture(360, 640)
+    assert isinstance(backend, BytesBackend)
+    (levels,) = color.from_rgb(image, replace(RGB, width=640, height=360))
+    with torch.inference_mode():
+        given = network.statistics(picture(200, 200, 1))
+        (expected,) = color.from_rgb(network(color.to_rgb([levels], replace(RGB, width=640, height=360)), given), RGB)
+    for _ in range(4):  # the first runs are not from a CUDA graph
+        enhanced = backend.enhance_bytes(levels.cuda(), _on_card(given))
+        assert enhanced is not None
+        error = (enhanced[0].cpu().int() - expected.int()).abs()
+        assert error.max() <= 1
+        assert error.float().mean() < 1 / 8
+        assert enhanced[1] is None or bool(enhanced[1])
 
 
 def _on_card(statistics: Statistics) -> Statistics:

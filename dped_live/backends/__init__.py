@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -58,6 +58,22 @@ class Backend(Protocol):
 
     def statistics(self, image: Tensor) -> Statistics:
         """The picture's own, as `measure` finds them, without the picture. Always finite."""
+        ...
+
+
+@runtime_checkable
+class BytesBackend(Protocol):
+    """What a Backend may be able to do besides."""
+
+    def enhance_bytes(
+        self, levels: Tensor, statistics: Statistics | None = None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Backend.enhance of an 8-bit picture as it is stored, with no conversion before or after it.
+
+        levels: uint8 (H, W, 3), RGB, on `device`. Returns the result in the same form, clipped and rounded, which
+        belongs to the caller, and a boolean tensor (): whether all of it was finite, None where that is certain. None:
+        it cannot do this for such a picture, and `enhance` is to be used.
+        """
         ...
 
 

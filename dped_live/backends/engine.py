@@ -27,6 +27,8 @@ from dped_live import weights
 from dped_live.backends.engine_graph import (
     BIAS,
     ENHANCED,
+    FINITE,
+    FORMS,
     GAIN,
     GRAPH_VERSION,
     IMAGE,
@@ -46,6 +48,7 @@ from dped_live.network import Network
 __all__ = [
     "BIAS",
     "ENHANCED",
+    "FINITE",
     "GAIN",
     "IMAGE",
     "MEAN",
@@ -222,6 +225,8 @@ def key_for(
     """
     if statistics not in MODES[type(network)]:
         raise ValueError(f"a {type(network).__name__} has no engine with {statistics} statistics")
+    if form not in FORMS[statistics]:
+        raise ValueError(f"there is no engine with {statistics} statistics for {form}")
     package = package or installed_package()
     least = LEAST_SIDE if dynamic else 1
     if min(height, width) < least:

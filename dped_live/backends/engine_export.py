@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dped_live import weights
 from dped_live.backends import engine
@@ -53,7 +53,7 @@ def package() -> Package:
 def key_for_module(module: nn.Module, height: int, width: int) -> EngineKey:
     """The key of a module's engine for this machine's card.
 
-    module: `forward(image)` takes float (1, 3, height, width), RGB in [0, 1], and returns the same. Raises BackendError
+    module: `forward(image)` takes half (1, 3, height, width), RGB in [0, 1], and returns the same. Raises BackendError
     where torch-tensorrt cannot be used.
     """
     runs = package()
@@ -62,13 +62,13 @@ def key_for_module(module: nn.Module, height: int, width: int) -> EngineKey:
     if isinstance(module, TableNetwork):
         raise BackendError("--via torch-tensorrt: an engine of lite's kind takes its statistics; leave out --via")
     if isinstance(module, Generator):
-        return replace(engine.key_for(module, "exact", "float32", height, width, package=runs), graph=made_by)
+        return replace(engine.key_for(module, "exact", "float16", height, width, package=runs), graph=made_by)
     return EngineKey(
         weights.digest(cast(Network, module)),
         type(module).__qualname__,
         made_by,
         "exact",
-        "float32",
+        "float16",
         height,
         width,
         False,
@@ -86,8 +86,8 @@ def build(module: nn.Module, key: EngineKey, folder: Path, progress: Progress) -
 def _plan(module: nn.Module, key: EngineKey, progress: Progress) -> bytes:
     torch_tensorrt = _module()
     progress("exporting the module", 0, 2)
-    exported = _InHalf(module).cuda().eval()
-    image = torch.zeros(1, 3, key.height, key.width, device="cuda")
+    exported = copy.deepcopy(module).half().cuda().eval()
+    image = torch.zeros(1, 3, key.height, key.width, dtype=torch.float16, device="cuda")
     try:
         program = torch.export.export(exported, (image,))
         progress("building by torch-tensorrt, which takes minutes", 1, 2)
@@ -98,18 +98,6 @@ def _plan(module: nn.Module, key: EngineKey, progress: Progress) -> bytes:
         reason = str(error).splitlines()[0]
         raise BackendError(f"torch-tensorrt cannot build the engine ({key}): {reason}") from error
     return bytes(plan)
-
-
-class _InHalf(nn.Module):
-    """A module that computes in half precision; the picture is float32, both ways."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(module).half()
-
-    def forward(self, image: Tensor) -> Tensor:
-        enhanced: Tensor = self.module(image.half())
-        return enhanced.float()
 
 
 def _module() -> Any:

@@ -25,18 +25,23 @@ from dped_live.network import Network
 from dped_live.statistics import EPSILON
 from dped_live.table_network import SIDE, UNIT, VALUES, TableNetwork, Tables
 
-IMAGE, GAIN, BIAS, ENHANCED, MEAN, VARIANCE = "image", "gain", "bias", "enhanced", "mean", "variance"
-"""Names of an engine's inputs and outputs."""
+IMAGE, GAIN, BIAS = "image", "gain", "bias"
+ENHANCED, FINITE, MEAN, VARIANCE = "enhanced", "finite", "mean", "variance"
+"""Names of an engine's inputs and outputs.
+
+FINITE: float32 (1, 3, 1, 1), a number for each channel, which is finite if all values of that channel are: bytes cannot
+tell. Generators have it in the form "uint8".
+"""
 
 Mode = Literal["exact", "given", "measuring"]
 """What normalises: the picture's own statistics; given ones; its own, which are told."""
 
-Form = Literal["uint8", "float16", "float32"]
+Form = Literal["uint8", "float16"]
 """Of the picture, both ways.
 
 "uint8": (1, H, W, 3), 0 to 255, what comes out is clipped and rounded: an 8-bit RGB plane as it is.
-"float16", "float32": (1, 3, H, W), RGB in [0, 1], what comes out is not clamped. Half tells 10 bits apart: its steps
-are 2^-11 at most.
+"float16": (1, 3, H, W), RGB in [0, 1], what comes out is not clamped. Half tells 10 bits apart: its steps are 2^-11 at
+most.
 """
 
 GRAPH_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
@@ -67,12 +72,12 @@ class Graph:
 
     def image(self, kind: Any) -> Any:
         """The picture, (1, 3, H, W), RGB in [0, 1], of the type `kind`."""
-        types = {"uint8": self.trt.uint8, "float16": self.trt.float16, "float32": self.trt.float32}
+        bytes_, half = self.trt.uint8, self.trt.float16
         shape = (1, self._height, self._width, 3) if self._form == "uint8" else (1, 3, self._height, self._width)
-        x = self.definition.add_input(IMAGE, types[self._form], shape)
+        x = self.definition.add_input(IMAGE, bytes_ if self._form == "uint8" else half, shape)
         if self._form == "uint8":
             # The first layer of bytes must be the cast. Half, as the original has it; color.to_rgb does the same.
-            x = self.cast(self.divide(self.cast(x, self.trt.float32), 255), self.trt.float16)
+            x = self.cast(self.divide(self.cast(x, self.trt.float32), 255), half)
             x = self.permuted(x, (0, 3, 1, 2))
         return self.cast(x, kind)
 
@@ -87,7 +92,13 @@ class Graph:
             levels = self.add(self.multiply(self.least(self.most(x, 0), 1), 255), 0.5)
             self.output(ENHANCED, self.cast(levels, self.trt.uint8))
         else:
-            self.output(ENHANCED, self.cast(x, self.trt.float16 if self._form == "float16" else self.trt.float32))
+            self.output(ENHANCED, self.cast(x, self.trt.float16))
+
+    def told_finite(self, x: Any) -> None:
+        """Tell of a picture (1, 3, H, W) whether it is finite, where the result cannot."""
+        if self._form == "uint8":
+            # A mean that is accumulated in float32 cannot overflow by itself.
+            self.output(FINITE, self.spatial_mean(self.cast(x, self.trt.float32)))
 
     def input(self, name: str, shape: tuple[int, ...]) -> Any:
         return self.definition.add_input(name, self.trt.float32, shape)
@@ -244,6 +255,7 @@ def generator(graph: Graph, network: Generator, mode: Mode) -> None:
     for layer in network.tail:
         x = graph.relu(_convolved(graph, x, layer))
     x = _convolved(graph, x, network.last)
+    graph.told_finite(x)
     x = graph.tanh(graph.cast(graph.laid_out(x), single))
     graph.enhanced(graph.add(graph.multiply(x, TANH_SCALE), TANH_OFFSET))
     if mode == "measuring":
@@ -363,3 +375,10 @@ MODES: dict[type[Network], tuple[Mode, ...]] = {
     TableNetwork: ("given",),
 }
 """What of it there is."""
+
+FORMS: dict[Mode, tuple[Form, ...]] = {
+    "exact": ("uint8", "float16"),
+    "given": ("uint8", "float16"),
+    "measuring": ("float16",),
+}
+"""What is run. Pictures are measured before the conversion to bytes is decided on, and live ones not each time."""

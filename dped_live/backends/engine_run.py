@@ -82,9 +82,10 @@ class RunningEngine:
                 _keep(self._kernels, cache)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """All outputs for all inputs, float32 on the device, by name. What is returned is valid until the next run.
+        """All outputs for all inputs, on the device, by name. What is returned is valid until the next run.
 
-        Enqueues on the current stream, and waits for nothing.
+        Inputs of another type are rounded to the engine's. The picture and what is enhanced are as engine_graph.Form
+        has them, all else is float32. Enqueues on the current stream, and waits for nothing.
         """
         for name, tensor in inputs.items():
             self._buffers[name].copy_(tensor)
@@ -106,14 +107,16 @@ class RunningEngine:
 
     def _bound(self, height: int, width: int) -> dict[str, Tensor]:
         """A buffer for each input and output, by our name for it."""
-        if not self._context.set_input_shape(IMAGE, (1, 3, height, width)):
+        trt = self._package.module
+        types = {trt.uint8: torch.uint8, trt.float16: torch.float16, trt.float32: torch.float32}
+        is_bytes = self._engine.get_tensor_dtype(IMAGE) == trt.uint8
+        if not self._context.set_input_shape(IMAGE, (1, height, width, 3) if is_bytes else (1, 3, height, width)):
             raise UnusableEngineError(self._last_complaint())
         buffers = {}
         for number in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(number)
-            if self._engine.get_tensor_dtype(name) != self._package.module.float32:
-                raise UnusableEngineError(f"its {name} is not float32")
-            buffer = torch.zeros(tuple(self._context.get_tensor_shape(name)), device=self._device)
+            kind, shape = types[self._engine.get_tensor_dtype(name)], self._context.get_tensor_shape(name)
+            buffer = torch.zeros(tuple(shape), dtype=kind, device=self._device)
             self._context.set_tensor_address(name, buffer.data_ptr())
             buffers[ENHANCED if name == engine_export.ENHANCED else name] = buffer
         return buffers

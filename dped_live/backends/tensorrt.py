@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dped_live.backends import engine, engine_export
-from dped_live.backends.engine import EngineKey, Mode, Package
+from dped_live.backends.engine import EngineKey, Form, Mode, Package
 from dped_live.backends.engine_run import RunningEngine, UnusableEngineError, check_memory
 from dped_live.backends.table import TableBackend
 from dped_live.backends.torch_module import TorchModuleBackend, is_finite, memory_error
@@ -110,13 +110,13 @@ class Engines:
         self._targets: list[str | None] = [None]
         if package.is_rtx:
             self._targets = [own] if own == "7.5" else [None, own]
-        self._running: dict[tuple[Mode, int, int], RunningEngine | None] = {}
+        self._running: dict[tuple[Mode, Form, int, int], RunningEngine | None] = {}
         self._built: set[tuple[int, int]] = set()
         self._has_given_up = self._has_told = False
 
-    def running(self, statistics: Mode, height: int, width: int) -> RunningEngine | None:
+    def running(self, statistics: Mode, form: Form, height: int, width: int) -> RunningEngine | None:
         """The engine for pictures of a size, built if there is none; None: use torch. Raises TooLargeError."""
-        which = statistics, height, width
+        which = statistics, form, height, width
         if which not in self._running:
             if self._has_given_up:
                 return None
@@ -132,26 +132,26 @@ class Engines:
                 return None
         return self._running[which]
 
-    def _opened_with_room(self, statistics: Mode, height: int, width: int) -> RunningEngine | None:
+    def _opened_with_room(self, statistics: Mode, form: Form, height: int, width: int) -> RunningEngine | None:
         try:
-            return self._opened(statistics, height, width)
+            return self._opened(statistics, form, height, width)
         except TooLargeError:
             if not self._running:
                 raise
         # Those of other sizes, which may not be needed again.
         torch.cuda.synchronize(self._device)
         self._running.clear()
-        return self._opened(statistics, height, width)
+        return self._opened(statistics, form, height, width)
 
-    def _opened(self, statistics: Mode, height: int, width: int) -> RunningEngine | None:
+    def _opened(self, statistics: Mode, form: Form, height: int, width: int) -> RunningEngine | None:
         per_pixel = _BYTES * self._network.channels if isinstance(self._network, Generator) else _TABLE_BYTES
         check_memory(self._device, per_pixel * height * width, height, width)
-        found = self._found(statistics, height, width)
+        found = self._found(statistics, form, height, width)
         if found is None:
             if not self._required and (height, width) not in self._built and len(self._built) == _SIZES:
                 self._tell_of_torch(height, width)
                 return None
-            key = self._key(statistics, height, width, self._targets[0])
+            key = self._key(statistics, form, height, width, self._targets[0])
             found = self._newly_built(key), key
         path, key = found
         try:
@@ -175,20 +175,22 @@ class Engines:
                 f"dped-live build --size {width}x{height} makes engines for one"
             )
 
-    def _key(self, statistics: Mode, height: int, width: int, target: str | None, dynamic: bool = False) -> EngineKey:
-        return engine.key_for(self._network, statistics, "float32", height, width, dynamic, self.package, target)
+    def _key(
+        self, statistics: Mode, form: Form, height: int, width: int, target: str | None, dynamic: bool = False
+    ) -> EngineKey:
+        return engine.key_for(self._network, statistics, form, height, width, dynamic, self.package, target)
 
-    def _found(self, statistics: Mode, height: int, width: int) -> tuple[Path, EngineKey] | None:
+    def _found(self, statistics: Mode, form: Form, height: int, width: int) -> tuple[Path, EngineKey] | None:
         """An engine that was built before: for this size, else the one for the fewest larger sizes."""
-        keys = [self._key(statistics, height, width, target) for target in self._targets]
+        keys = [self._key(statistics, form, height, width, target) for target in self._targets]
         sizes = set()
         for path in self._folder.glob("*_up_to_*.engine"):
             if match := re.search(r"_up_to_(\d+)x(\d+)_", path.name):
                 sizes.add((int(match[2]), int(match[1])))
         for tall, wide in sorted(sizes, key=lambda size: size[0] * size[1]):
             if height <= tall and width <= wide and min(height, width) >= engine.LEAST_SIDE:
-                keys += [self._key(statistics, tall, wide, target, dynamic=True) for target in self._targets]
-        if statistics == "exact" and (exported := engine_export.graph()) is not None:
+                keys += [self._key(statistics, form, tall, wide, target, dynamic=True) for target in self._targets]
+        if (statistics, form) == ("exact", "float16") and (exported := engine_export.graph()) is not None:
             keys += [replace(key, graph=exported) for key in keys]
         for key in keys:
             whole = engine.find(key, [self._folder], self._notify)
@@ -236,17 +238,31 @@ class TensorRtBackend:
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         height, width = image.shape[2:]
         with torch.inference_mode(), memory_error(image):
-            running = self._engines.running("exact" if statistics is None else "given", height, width)
+            running = self._engines.running("exact" if statistics is None else "given", "float16", height, width)
             if running is None:
                 return self._beside.enhance(image, statistics, out)
-            inputs = {engine.IMAGE: image}
-            if statistics is not None:
-                gain, bias = statistics.gain_and_bias(self._scale, self._shift)
-                if len(gain) != 1:
-                    raise ValueError(f"statistics of one frame can be applied, these are of {len(gain)}")
-                inputs |= {engine.GAIN: gain[0], engine.BIAS: bias[0]}
-            enhanced = running.run(inputs)[engine.ENHANCED]
-            return enhanced.clone() if out is None else out.copy_(enhanced)
+            enhanced = running.run({engine.IMAGE: image} | self._applied(statistics))[engine.ENHANCED]
+            return enhanced.float() if out is None else out.copy_(enhanced)
+
+    def enhance_bytes(
+        self, levels: Tensor, statistics: Statistics | None = None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        height, width = levels.shape[:2]
+        with torch.inference_mode(), memory_error(levels.permute(2, 0, 1)[None]):
+            running = self._engines.running("exact" if statistics is None else "given", "uint8", height, width)
+            if running is None:
+                return None
+            outputs = running.run({engine.IMAGE: levels} | self._applied(statistics))
+            return outputs[engine.ENHANCED][0].clone(), outputs[engine.FINITE].isfinite().all()
+
+    def _applied(self, statistics: Statistics | None) -> dict[str, Tensor]:
+        """The inputs that apply given statistics."""
+        if statistics is None:
+            return {}
+        gain, bias = statistics.gain_and_bias(self._scale, self._shift)
+        if len(gain) != 1:
+            raise ValueError(f"statistics of one frame can be applied, these are of {len(gain)}")
+        return {engine.GAIN: gain[0], engine.BIAS: bias[0]}
 
     def measure(
         self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE
@@ -256,7 +272,7 @@ class TensorRtBackend:
     def statistics(self, image: Tensor) -> Statistics:
         height, width = image.shape[2:]
         with torch.inference_mode(), memory_error(image):
-            running = self._engines.running("measuring", height, width)
+            running = self._engines.running("measuring", "float16", height, width)
             if running is None:
                 return self._beside.statistics(image)
             outputs = running.run({engine.IMAGE: image})
@@ -285,11 +301,23 @@ class TensorRtTableBackend:
         height, width = image.shape[2:]
         with torch.inference_mode(), memory_error(image):
             own = self._beside.statistics(image) if statistics is None else statistics
-            running = self._engines.running("given", height, width)
+            running = self._engines.running("given", "float16", height, width)
             if running is None:
                 return self._beside.enhance(image, own, out)
             enhanced = running.run({engine.IMAGE: image, engine.MEAN: own.mean[:, 0]})[engine.ENHANCED]
-            return enhanced.clone() if out is None else out.copy_(enhanced)
+            return enhanced.float() if out is None else out.copy_(enhanced)
+
+    def enhance_bytes(
+        self, levels: Tensor, statistics: Statistics | None = None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        height, width = levels.shape[:2]
+        with torch.inference_mode(), memory_error(levels.permute(2, 0, 1)[None]):
+            # What its own are is found on RGB.
+            running = None if statistics is None else self._engines.running("given", "uint8", height, width)
+            if statistics is None or running is None:
+                return None
+            enhanced = running.run({engine.IMAGE: levels, engine.MEAN: statistics.mean[:, 0]})[engine.ENHANCED]
+            return enhanced[0].clone(), None
 
     def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
         own = self.statistics(image)

@@ -22,7 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from dped_live.backends import WholeBackend
+from dped_live.backends import BytesBackend, WholeBackend
 from dped_live.errors import TooLargeError
 from dped_live.generator import Generator
 from dped_live.statistics import Statistics
@@ -94,6 +94,17 @@ class TiledBackend:
             result = torch.empty_like(image) if out is None else out
             self._enhance(image, statistics, result)
             return result
+
+    def enhance_bytes(
+        self, levels: Tensor, statistics: Statistics | None = None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """See backends.BytesBackend; what does not fit goes by `enhance`, and that in tiles."""
+        if isinstance(self._backend, BytesBackend) and self._fits(levels.permute(2, 0, 1)[None]):
+            try:
+                return self._backend.enhance_bytes(levels, statistics)
+            except TooLargeError as error:
+                self._shrink(error)
+        return None
 
     def measure(self, image: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
         self._plan(image)

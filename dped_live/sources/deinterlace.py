@@ -8,6 +8,8 @@ from fractions import Fraction
 
 import av
 
+from dped_live.sources.picture import on_host
+
 
 class Deinterlacer:
     """Makes the interlaced pictures of a stream progressive.
@@ -36,12 +38,12 @@ class Deinterlacer:
                 yield from _rest(graph, held)
                 graph = None
             if graph is None and self._enabled and interlaced:
-                graph, kind = _bwdif(picture), _kind(picture)
+                graph, kind = _bwdif(on_host(picture)), _kind(picture)
             if graph is None:
                 yield picture
                 continue
             held.append(picture)
-            graph.push(picture)
+            graph.push(on_host(picture))
             yield from _ready(graph, held)
         if graph is not None:
             yield from _rest(graph, held)

@@ -54,6 +54,8 @@ class FileSource:
     skip: so many of them are decoded and not given.
     deinterlace: whether interlaced pictures become progressive. hdr: see PictureReader.
     decode: "cuda": by an NVIDIA card; "auto": where that works; a first picture is decoded to know.
+    card: the number of the card on which pictures stay that it decodes, if they can (see frame.CardPlanes). CUDA's
+    context there must be the current one of the calling thread. None: they come to the host.
 
     format: see VideoFormat; pictures that change size or format in mid-stream are converted to the first one's.
     video_index: which stream of the file the pictures are from.
@@ -78,12 +80,14 @@ class FileSource:
         hdr: Hdr = "sdr",
         skip: int = 0,
         decode: Decode = "cpu",
+        card: int | None = None,
     ) -> None:
         self.path = path
         self.shortfall: str | None = None
         self._skip = skip
         self._deinterlace = deinterlace
         self._decode_by = decode
+        self._card = None if decode == "cpu" else card
         self._own_notes: list[str] = []
         self._open()
         try:
@@ -92,6 +96,12 @@ class FileSource:
             self._begin = None if begin is None else self.start
             self._end = None if end is None else zero + end
             self._first = self._first_picture()
+            if self._first is None and self._card is not None:
+                # It may be that only the pictures cannot stay there.
+                self._card = None
+                self.close()
+                self._open()
+                self._first = self._first_picture()
             if self._first is None and self._decode_by != "cpu":
                 self._leave_card("the NVIDIA card decodes no picture of it")
                 self.close()
@@ -104,7 +114,7 @@ class FileSource:
                 stamp = self._first.pts
                 first = self._unstamped_begin() if stamp is None else stamp * self._tick
                 self.start = min(self.start, round(first / self._tick) * self._tick)
-            self._reader = PictureReader(path, self._stream, self._first, hdr)
+            self._reader = PictureReader(path, self._stream, self._first, hdr, self._card)
             self.format = self._reader.format
             self.frame_rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
             self.duration = self._whole_duration()
@@ -162,7 +172,7 @@ class FileSource:
     def _open_decoder(self) -> av.VideoCodecContext:
         if self._decode_by != "cpu":
             try:
-                return decoder_on_card(self._stream)
+                return decoder_on_card(self._stream, self._card)
             except InputError as error:
                 self._leave_card(str(error))
         decoder = decoder_of(self._stream)

@@ -15,6 +15,7 @@ from dped_live.frame import (
     PIXEL_FORMATS,
     PQ,
     WITH_ALPHA,
+    CardPlanes,
     Frame,
     Hdr,
     MasteringData,
@@ -45,6 +46,9 @@ _CHROMA_IN_THE_MIDDLE = {"mjpeg", "mpeg1video", "theora", "h263", "flv"}
 _OPAQUE_OR_NOT = {"gif", "pal8"}
 """Decoders and pixel formats that always have transparency, whether it is used or not."""
 
+_SEMI_PLANAR = {"nv12": "yuv420p", "p010le": "yuv420p10le"}
+"""Of what cards decode to: what may stay there as CardPlanes, with what it becomes."""
+
 _WITHOUT_ALPHA = {colour: stored for stored, colour in WITH_ALPHA.items()}
 
 
@@ -59,9 +63,12 @@ def decoder_of(stream: av.VideoStream) -> av.VideoCodecContext:
     return another_decoder(stream, "libvpx" if own.name == "vp8" else "libvpx-vp9")
 
 
-def decoder_on_card(stream: av.VideoStream) -> av.VideoCodecContext:
+def decoder_on_card(stream: av.VideoStream, card: int | None = None) -> av.VideoCodecContext:
     """The decoder of an NVIDIA card (NVDEC). Its pictures are copied to the host, as nv12 or p010le mostly.
 
+    card: its pictures stay on this card, whose context is the current one of the calling thread: it becomes FFmpeg's.
+    FFmpeg's own could not be read by others, and torch's primary one it does not take once torch has begun to use it,
+    because of other flags. Such a picture has memory of its own, whoever keeps it.
     Raises InputError, with the reason only: no driver, no card, or none that decodes such a stream. A profile that the
     card does not know shows at the first packet.
     """
@@ -71,7 +78,10 @@ def decoder_on_card(stream: av.VideoStream) -> av.VideoCodecContext:
     # FFmpeg's usual decoder of AV1, libdav1d, uses no card.
     name = "av1" if own.name == "libdav1d" else own.name
     try:
-        decoder = another_decoder(stream, name, HWAccel("cuda", allow_software_fallback=False))
+        kept: dict[str, Any] = {}
+        if card is not None:
+            kept = {"device": str(card), "options": {"primary_ctx": "0", "current_ctx": "1"}, "is_hw_owned": True}
+        decoder = another_decoder(stream, name, HWAccel("cuda", allow_software_fallback=False, **kept))
     except PermissionError as error:
         raise InputError("no NVIDIA driver is loaded") from error
     except (av.FFmpegError, OSError) as error:
@@ -98,14 +108,17 @@ class PictureReader:
     """Reads the planes of a stream's decoded pictures.
 
     path: of the file, for messages. first: the picture that decides the format; others are converted to it.
-    hdr: "sdr" maps PQ and HLG to SDR BT.709 in limited range, of the same depth.
+    hdr: "sdr" maps PQ and HLG to SDR BT.709 in limited range, of the same depth. card: see decoder_on_card.
     format: see VideoFormat. notes: what a user should know; may grow.
 
     Raises InputError: the colours are of a kind that cannot be converted.
     """
 
-    def __init__(self, path: Path, stream: av.VideoStream, first: av.VideoFrame, hdr: Hdr = "sdr") -> None:
+    def __init__(
+        self, path: Path, stream: av.VideoStream, first: av.VideoFrame, hdr: Hdr = "sdr", card: int | None = None
+    ) -> None:
         self.notes: list[str] = []
+        self._card = card
         self._path = path
         self._stream = stream
         self._pixel_format, self._has_alpha = _stored_as(first, stream)
@@ -165,8 +178,28 @@ class PictureReader:
 
     def frame(self, picture: av.VideoFrame, pts: Fraction, duration: Fraction | None) -> Frame:
         """A picture as a frame: its planes are views of the decoder's own, which they keep, where it has the format."""
+        if self._card is not None and self._can_stay(picture):
+            kept = CardPlanes(self._card, picture.planes, lambda: self._unpacked(picture)[0])
+            return Frame(kept, self.format, pts, duration)
         if self._tone_mapper is not None:
-            picture = self._tone_mapper.map(picture)
+            picture = self._tone_mapper.map(on_host(picture))
+        planes, alpha = self._unpacked(picture)
+        return Frame(planes, self.format, pts, duration, alpha)
+
+    def _can_stay(self, picture: av.VideoFrame) -> bool:
+        """Whether a picture is on a card, and is all that the frame's will be. PyAV drops the last chroma samples of
+        odd sizes."""
+        stored, fmt = picture.sw_format, self.format
+        return (
+            stored is not None
+            and _SEMI_PLANAR.get(stored.name) == fmt.stored_as
+            and (picture.width, picture.height) == (fmt.width, fmt.height)
+            and fmt.width % 2 == fmt.height % 2 == 0
+            and self._tone_mapper is None
+        )
+
+    def _unpacked(self, picture: av.VideoFrame) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
+        """Planes and alpha of a picture in the frames' format."""
         width, height = self.format.width, self.format.height
         if (picture.width, picture.height) != (width, height):
             note = f"the size changes in mid-stream; all pictures are scaled to {width}x{height}"
@@ -174,29 +207,34 @@ class PictureReader:
                 self.notes.append(note)
         if (picture.width, picture.height, _without_j(picture.format.name)) != (width, height, self.format.stored_as):
             picture = picture.reformat(width, height, self.format.stored_as, interpolation=_ACCURATE)
-        planes, alpha = unpack(picture.planes, self.format)
-        return Frame(planes, self.format, pts, duration, alpha)
+        return unpack(picture.planes, self.format)
+
+
+def on_host(picture: av.VideoFrame) -> av.VideoFrame:
+    """A picture; of one that is on a card a copy that is not."""
+    return picture if picture.sw_format is None else picture.reformat(format=picture.sw_format.name)
 
 
 def _stored_as(picture: av.VideoFrame, stream: av.VideoStream) -> tuple[PixelFormat, bool]:
     """The pixel format of our frames, and whether they have alpha: the decoder's, or the nearest that loses nothing."""
-    name = _without_j(picture.format.name)
-    has_alpha = any(component.is_alpha for component in picture.format.components)
+    stored = picture.sw_format or picture.format
+    name = _without_j(stored.name)
+    has_alpha = any(component.is_alpha for component in stored.components)
     if {stream.codec_context.name, name} & _OPAQUE_OR_NOT:
         has_alpha = bool(picture.reformat(format="rgba").to_ndarray()[:, :, 3].min() < 255)
     if name in PIXEL_FORMATS:
         return PIXEL_FORMATS[name], has_alpha
     if has_alpha and name in _WITHOUT_ALPHA:
         return PIXEL_FORMATS[_WITHOUT_ALPHA[name]], True
-    components = picture.format.components
+    components = stored.components
     depth = max(component.bits for component in components)
     depth = next((d for d in (8, 10, 12) if depth <= d), 16)
-    if picture.format.is_rgb or picture.format.has_palette:
+    if stored.is_rgb or stored.has_palette:
         nearest = {8: "rgb24", 10: "gbrp10le", 12: "gbrp12le", 16: "rgb48le"}[depth]
     elif len([component for component in components if not component.is_alpha]) == 1:
         nearest = "gray" if depth == 8 else "gray16le" if has_alpha else f"gray{depth}le"
     else:
-        sizes = (picture.format.chroma_width(8), picture.format.chroma_height(8))
+        sizes = (stored.chroma_width(8), stored.chroma_height(8))
         layout = {(4, 4): "420", (4, 8): "422"}.get(sizes, "444")
         nearest = f"yuv{layout}p{'' if depth == 8 else f'{depth}le'}"
         if has_alpha and nearest not in WITH_ALPHA:
