@@ -1,0 +1,292 @@
+"""The order of the measurements, and what each may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dped_live.backends import Precision, Runner
+from dped_live.bench.budget import Budget, weight_of
+from dped_live.bench.results import FILM_RATE, Live, Machine, Parts, Report, Size, Speed, Subject, Timing
+from dped_live.bench.work import Way, default_models, label, load, ways
+from dped_live.bench.worker import Answer, StoppedError, UnmeasuredError, Worker
+from dped_live.errors import BackendError
+from dped_live.table_filter import filter_of
+
+_END = 2.0
+"""Seconds kept for ending."""
+
+_FIRST, _DEFAULT, _OTHER = 5, 3, 2
+"""What subjects weigh: the first, with which the parts of films and live runs are measured; those that dped-live takes
+by itself; the others."""
+
+_ENOUGH = 1.5
+"""Seconds after which more frames would not tell more."""
+
+_LIVE_SECONDS = 5.0
+_LIVE_START = 4.0
+"""Seconds that a live run takes before its pictures count."""
+
+_LEAST_LIVE = 1.5
+
+_FRAMES_OF_FILE = 8
+"""A file's frame loop takes at least as long as so many frames: what is under way is finished."""
+
+_LOOKED_AT = 5
+"""Frames of a scene whose statistics are measured beforehand."""
+
+_LEAST_FILM = 12
+"""Frames; see Measurements.encode."""
+
+_NO_TIME = "no time left"
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to measure. models: names; none: the default ones. device, runner, precision: see work.ways.
+    seconds: in which all of it is to be done."""
+
+    models: Sequence[str] = ()
+    sizes: Sequence[Size] = ((640, 360), (1280, 720), (1920, 1080), (3840, 2160))
+    device: str = "auto"
+    runner: Runner = "auto"
+    precision: Precision = "auto"
+    seconds: float = 120.0
+
+
+def measure(options: Options, tell: Tell, stop: Callable[[], bool]) -> Report:
+    """Measure until all is done, the time is over or `stop` says so. tell: gets what is being done.
+
+    Raises WeightsError for a model that is not here, and BackendError if nothing can run any.
+    """
+    budget = Budget(max(0.0, options.seconds - _END))
+    report = Report(version("dped-live"), options.seconds)
+    tell("looking at what there is")
+    pairs = [
+        (_subject(model, way, is_default=number == 0), way)
+        for model in options.models or default_models()
+        for number, way in enumerate(ways(load(model), options.device, options.runner, options.precision))
+    ]
+    report.subjects = [subject for subject, _ in pairs]
+    compared = list(dict.fromkeys((way.device, way.precision) for _, way in pairs))
+    weights = [_FIRST, *(_DEFAULT if subject.is_default else _OTHER for subject, _ in pairs[1:])]
+    frames_of_films: dict[Size, int] = {}
+    with TemporaryDirectory(prefix="dped-live-bench-", ignore_cleanup_errors=True) as folder:
+        try:
+            for number, (subject, way) in enumerate(pairs):
+                share = budget.share(weights[number], weights[number + 1 :])
+                section = _Section(report, subject, way, Path(folder), frames_of_films, budget, share, tell, stop)
+                section.run(options.sizes, compared)
+        except StoppedError:
+            report.interrupted = True
+    report.seconds = budget.used
+    if all(subject.failed for subject in report.subjects):
+        raise BackendError(report.subjects[0].failed)
+    return report
+
+
+def _subject(model: str, way: Way, is_default: bool) -> Subject:
+    return Subject(
+        model,
+        label(model),
+        way.device,
+        way.runner,
+        way.precision,
+        is_default,
+        is_followed=filter_of(model) is not None,
+    )
+
+
+class _Section:
+    """All of one subject.
+
+    frames_of_films: of those in the folder; more are made of sizes that have none. whole: the time of all that is still
+    to be done; budget: what of it is for this.
+    """
+
+    def __init__(
+        self,
+        report: Report,
+        subject: Subject,
+        way: Way,
+        folder: Path,
+        frames_of_films: dict[Size, int],
+        whole: Budget,
+        budget: Budget,
+        tell: Tell,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._report, self._subject, self._way = report, subject, way
+        self._folder, self._films = folder, frames_of_films
+        self._whole, self._budget = whole, budget
+        self._tell, self._stop = tell, stop
+        self._per_pixel = 0.0
+
+    def run(self, sizes: Sequence[Size], compared: Sequence[tuple[str, str]]) -> None:
+        """compared: with what the machine can do by these ways; see Measurements.machine."""
+        self._tell(f"{self._subject.label}: getting ready")
+        self._worker = Worker(self._subject.model, self._way, self._folder, self._stop)
+        try:
+            began = self._whole.used
+            about = self._worker.opened(self._patience).values
+            self._subject.ready_seconds = self._whole.used - began
+            self._subject.backend = about["backend"]
+            self._per_pixel = about["seconds_per_pixel"]
+            self._multiply_adds, self._bytes = about["multiply_adds"], about["bytes"]
+            if self._report.machine is None:
+                self._tell("the machine's matrix product and memory")
+                self._report.machine = Machine(**self._worker.ask(self._patience, "machine", ways=compared).values)
+            self._measure(sorted(sizes, key=_pixels))
+        except UnmeasuredError as error:
+            self._subject.failed = str(error)
+        finally:
+            self._worker.close()
+
+    def _measure(self, sizes: Sequence[Size]) -> None:
+        live = [size for size in sizes if self._per_pixel * _pixels(size) * FILM_RATE < 2]
+        reserve = (_LIVE_START + 1 + _LIVE_SECONDS) * len(live) if self._subject.is_default else 0.0
+        budget = self._budget.without(min(reserve, 0.35 * self._budget.left))
+        for number, size in enumerate(sizes):
+            share = budget.share(*_weights(sizes[number:]))
+            if number == 0:
+                # Of what is slow this may be all, and the whole way, once, then says more than another size.
+                share = budget.share(1, [1])
+            speed = Speed(*size, network=Timing.missing(_NO_TIME, self._per_pixel * _pixels(size)))
+            self._subject.sizes.append(speed)
+            if budget.has(self._per_pixel * _pixels(size)):
+                try:
+                    self._size(size, speed, share)
+                except UnmeasuredError as error:
+                    self._note_failure(speed, str(error))
+        if self._subject.is_default:
+            self._live()
+
+    def _size(self, size: Size, speed: Speed, budget: Budget) -> None:
+        answer = self._ask("network", size, seconds=min(_ENOUGH, 0.3 * budget.left), photo=False)
+        speed.network = Timing.of(answer.values["times"])
+        assert speed.network.seconds is not None
+        self._per_pixel = speed.network.seconds / _pixels(size)
+        speed.memory_mb, speed.card_memory_mb = answer.memory_mb, answer.values["card_mb"]
+        self._compare(speed)
+        speed.photo = Timing.missing(_NO_TIME)
+        if budget.has(2 * speed.network.seconds):
+            answer = self._ask("network", size, seconds=min(_ENOUGH, 0.3 * budget.left), photo=True)
+            speed.photo = Timing.of(answer.values["times"])
+        parts = self._parts(size, budget)
+        if parts is not None:
+            self._file(size, speed, parts, budget)
+
+    def _parts(self, size: Size, budget: Budget) -> Parts | None:
+        """Those of a film of this size, measured now or earlier; None if there is no time for a film."""
+        earlier = {(parts.width, parts.height): parts for parts in self._report.parts}
+        if size in earlier:
+            return earlier[size] if size in self._films else None
+        missing = Timing.missing(_NO_TIME)
+        parts = Parts(*size, missing, missing, missing)
+        self._report.parts.append(parts)
+        if earlier:
+            last = max(earlier.values(), key=lambda parts: parts.width * parts.height)
+            scale = _pixels(size) / (last.width * last.height)
+            parts.convert, parts.decode, parts.encode = (
+                Timing.missing(_NO_TIME, None if part.seconds is None else scale * part.seconds)
+                for part in (last.convert, last.decode, last.encode)
+            )
+        predicted = sum(part.predicted_milliseconds or 0.0 for part in (parts.decode, parts.encode)) / 1000
+        if not self._budget.has(_LEAST_FILM * predicted):
+            return None
+        answer = self._ask("convert", size, seconds=min(_ENOUGH, 0.1 * budget.left))
+        parts.convert = Timing.of(answer.values["times"])
+        values = self._ask("encode", size, seconds=0.25 * budget.left).values
+        parts.encode = Timing.mean(values["seconds"], values["frames"])
+        self._films[size] = values["frames"]
+        values = self._ask("decode", size).values
+        parts.decode = Timing.mean(values["seconds"], values["frames"])
+        return parts
+
+    def _file(self, size: Size, speed: Speed, parts: Parts, budget: Budget) -> None:
+        alone = [part.seconds for part in (speed.network, parts.convert, parts.decode, parts.encode)]
+        known = [seconds for seconds in alone if seconds is not None]
+        # No core is left idle: what is done at the same time takes as long as one after the other.
+        frame = sum(known)
+        ahead = _LOOKED_AT * known[0] + self._films[size] * (parts.decode.seconds or 0.0)
+        if not budget.has(ahead + _FRAMES_OF_FILE * frame):
+            speed.file = Timing.missing(_NO_TIME)
+            return
+        answer = self._ask("file", size, seconds=max(0.0, budget.left - ahead - _FRAMES_OF_FILE * frame))
+        speed.file = Timing.mean(answer.values["seconds"], answer.values["frames"])
+        speed.file_of_slowest_percent = 100 * max(known) / answer.values["seconds"]
+        speed.file_memory_mb = answer.memory_mb
+
+    def _compare(self, speed: Speed) -> None:
+        """With what the machine can do."""
+        machine = self._report.machine
+        assert machine is not None
+        assert speed.network.seconds is not None
+        rate = speed.width * speed.height / speed.network.seconds
+        peak = machine.matmul_gflops.get(self._way.peak)
+        if self._multiply_adds is not None and peak is not None:
+            speed.matmul_percent = 100 * 2 * self._multiply_adds * rate / 1e9 / peak
+        bandwidth = machine.bandwidth_gb_per_second.get(self._way.device)
+        if bandwidth is not None:
+            speed.bandwidth_percent = 100 * self._bytes * rate / 1e9 / bandwidth
+
+    def _live(self) -> None:
+        """At sizes at which the network alone has at least half of the camera's rate, up to one that is too much."""
+        for speed in self._subject.sizes:
+            if speed.network.fps is None or speed.network.fps < FILM_RATE / 2:
+                return
+            run = Live(speed.width, speed.height, FILM_RATE, why_not=_NO_TIME)
+            self._subject.live.append(run)
+            if not self._budget.has(_LIVE_START + _LEAST_LIVE):
+                continue
+            seconds = min(_LIVE_SECONDS, self._budget.left - _LIVE_START)
+            try:
+                answer = self._ask("live", (speed.width, speed.height), seconds=seconds)
+            except UnmeasuredError as error:
+                run.why_not = str(error)
+                continue
+            run = self._subject.live[-1] = Live(**answer.values)
+            if not run.keeps_up:
+                return
+
+    def _note_failure(self, speed: Speed, why: str) -> None:
+        """In the first place of those that have not been measured."""
+        if speed.network.milliseconds is None:
+            speed.network = Timing.missing(why)
+        else:
+            speed.file = Timing.missing(why)
+
+    def _ask(self, task: str, size: Size, **arguments: object) -> Answer:
+        width, height = size
+        self._tell(f"{self._subject.label}, {self._subject.backend}: {_WORDS[task]} at {width}x{height}")
+        return self._worker.ask(self._patience, task, width=width, height=height, **arguments)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds after which something that was thought to have time enough is broken off."""
+        return min(self._whole.left, 1.5 * self._budget.left + 2)
+
+
+_WORDS = {
+    "network": "the network alone",
+    "convert": "colour conversion",
+    "encode": "encoding",
+    "decode": "decoding",
+    "file": "from file to file",
+    "live": "live",
+}
+
+
+def _pixels(size: Size) -> int:
+    return size[0] * size[1]
+
+
+def _weights(sizes: Sequence[Size]) -> tuple[float, list[float]]:
+    """Of the first, and of the others."""
+    first, *others = (weight_of(_pixels(size)) for size in sizes)
+    return first, others
