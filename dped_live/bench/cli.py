@@ -28,6 +28,9 @@ _LEAST_SECONDS = 10.0
 _WIDEST = 100
 """Columns of text."""
 
+_SIGNS = {"file": "", "network": "> ", "prediction": "~ "}
+"""Of the time for a film, by how it is known."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code. Raises DpedError."""
@@ -118,7 +121,7 @@ def _document(report: Report) -> dict[str, object]:
     from dped_live.bench.results import camera_sentence, film_time
 
     document = asdict(report)
-    document["camera"] = [sentence for s in report.subjects if (sentence := camera_sentence(s)) is not None]
+    document["camera"] = [sentence for s in report.subjects if s.is_default and (sentence := camera_sentence(s))]
     document["film"] = [
         {"model": s.model, "backend": s.backend, "width": speed.width, "height": speed.height, **asdict(found)}
         for s in report.subjects
@@ -142,10 +145,12 @@ def _machine(report: Report) -> Iterator[str]:
     if machine is None:
         return
     gpu = machine.gpu or "no GPU that torch can use"
-    yield f"{machine.processor}, {machine.cores} cores, torch {machine.torch} with {machine.threads} threads; {gpu}"
-    products = [f"{gflops:.0f} GFLOP/s in {name}" for name, gflops in machine.matmul_gflops.items()]
-    copies = [f"{speed:.0f} GB/s in {name}" for name, speed in machine.bandwidth_gb_per_second.items()]
-    yield f"matrix product {', '.join(products) or 'not measured'}; memory {', '.join(copies)}"
+    threads = f"torch {machine.torch} with {machine.threads} threads"
+    yield from _wrapped(f"{machine.processor}, {machine.cores} cores; {gpu}; {threads}")
+    products = [f"{name} {gflops:.0f} GFLOP/s" for name, gflops in machine.matmul_gflops.items()]
+    copies = [f"{name} {speed:.0f} GB/s" for name, speed in machine.bandwidth_gb_per_second.items()]
+    matmul = f"matmul: {', '.join(products)}; " if products else ""
+    yield from _wrapped(f"{matmul}memory copied: {', '.join(copies)}")
 
 
 def _speeds(subject: Subject) -> Iterator[str]:
@@ -156,11 +161,11 @@ def _speeds(subject: Subject) -> Iterator[str]:
         yield from _wrapped(f"{subject.label}, {subject.backend or subject.device}: {subject.failed}")
     if not subject.sizes:
         return
-    ready = f" (ready after {subject.ready_seconds:.1f} s)" if subject.ready_seconds is not None else ""
+    ready = f" (ready in {subject.ready_seconds:.1f} s)" if subject.ready_seconds is not None else ""
     yield f"{subject.label} on {subject.backend}{ready}"
     header = [
-        ("", "network", "", "photo", "of matrix", "of", "mem.", "file to", "of its", "mem."),
-        ("size", "ms", "fps", "ms", "product", "memory", "MB", "file fps", "slowest", "MB"),
+        ("", "network", "", "photo", "of matmul", "of memory", "RAM", "file to", "of slowest", "RAM"),
+        ("size", "ms", "fps", "ms", "peak", "bandwidth", "MB", "file fps", "part", "MB"),
     ]
     rows: list[Sequence[str] | str] = []
     for speed in subject.sizes:
@@ -214,7 +219,7 @@ def _live(report: Report) -> Iterator[str]:
         return
     yield ""
     yield f"Live, from a test camera of {runs[0][1].camera_fps:.3g} fps; ms from the camera to the output"
-    header = [("size", "fps", "ms p50", "p95", "missed", "")]
+    header = [("size", "fps", "p50 ms", "p95 ms", "missed", "")]
     rows: list[Sequence[str] | str] = []
     for subject, run in runs:
         size = f"{run.width}x{run.height}"
@@ -223,7 +228,7 @@ def _live(report: Report) -> Iterator[str]:
             continue
         missed = f"{run.missed} of {run.missed + run.shown}"
         p50, p95 = f"{run.p50_milliseconds:.0f}", f"{run.p95_milliseconds:.0f}"
-        rows.append((size, number(run.fps), p50, p95, missed, f"{subject.label}"))
+        rows.append((size, number(run.fps), p50, p95, missed, f"{subject.label} on {subject.backend}"))
     yield from _table(header, rows)
 
 
@@ -241,23 +246,25 @@ def _answers(report: Report) -> Iterator[str]:
         ("size", *(subject.backend for subject in subjects)),
     ]
     rows = []
-    signs = set()
+    by = set()
     for width, height in dict.fromkeys((s.width, s.height) for subject in subjects for s in subject.sizes):
         cells = [f"{width}x{height}"]
         for subject in subjects:
             found = film_time(subject, width, height)
-            sign = "" if found is None or found.is_measured else (">" if found.is_bound else "~")
-            signs.add(sign)
-            cells.append("-" if found is None else f"{sign} {duration(3600 * found.seconds)}".strip())
+            if found is None:
+                cells.append("-")
+                continue
+            by.add(found.by)
+            cells.append(f"{_SIGNS[found.by]}{duration(3600 * found.seconds)}")
         rows.append(cells)
     yield from _table(header, rows)
-    if "~" in signs:
-        yield "~ not measured: predicted from a smaller size, by the number of pixels"
-    if ">" in signs:
-        yield "> by the network alone; decoding and encoding come on top"
+    if "prediction" in by:
+        yield "  ~ not measured: predicted from a smaller size, by the number of pixels"
+    if "network" in by:
+        yield "  > by the network alone; decoding and encoding come on top"
     yield ""
     for subject in subjects:
-        if (sentence := camera_sentence(subject)) is not None:
+        if subject.is_default and (sentence := camera_sentence(subject)) is not None:
             yield from _wrapped(sentence)
 
 

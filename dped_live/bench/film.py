@@ -22,7 +22,7 @@ _FINEST = 4
 _CHROMA = 0.3
 """Of luma's contrast."""
 
-_GRAINS, _GRAIN = 4, 1.0
+_GRAINS, _GRAIN = 4, 2.5
 """So many pictures of grain follow one another; levels, standard deviation."""
 
 

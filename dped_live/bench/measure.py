@@ -76,18 +76,20 @@ class Measurements:
         self._probed = min(self._times(lambda: self._backend.enhance(small, self._scene), 0.3)) / _PROBE**2
 
     def about(self) -> dict[str, Any]:
-        """backend: in words. seconds_per_pixel: about. multiply_adds, bytes: of a pixel; see work.py."""
+        """backend, device: what runs it, in words and torch's name. seconds_per_pixel: about. multiply_adds,
+        bytes: of a pixel; see work.py."""
         return {
             "backend": self._backend.description,
+            "device": str(self._backend.device),
             "seconds_per_pixel": self._probed,
             "multiply_adds": self._multiply_adds,
             "bytes": self._bytes,
         }
 
-    def machine(self, ways: list[tuple[str, str]]) -> dict[str, Any]:
-        """Machine's fields. ways: pairs of a device, whose memory is measured, and a precision, in which its matrix
-        product is, if it is one that torch has."""
-        devices = list(dict.fromkeys(device for device, _ in ways))
+    def machine(self) -> dict[str, Any]:
+        """Machine's fields, for the device and, if torch has it, the precision of this network."""
+        device, precision = str(self._backend.device), self._way.precision
+        products = {f"{device} {precision}": self._product(device, precision)} if precision in _TYPES else {}
         found = Machine(
             processor=processor(),
             cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
@@ -95,8 +97,8 @@ class Measurements:
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             system=f"{platform.system()} {platform.release()}, {platform.machine()}",
             torch=torch.__version__,
-            matmul_gflops={f"{device} {precision}": self._product(device, precision) for device, precision in ways if precision in _TYPES},
-            bandwidth_gb_per_second={device: self._copy(device) for device in devices},
+            matmul_gflops=products,
+            bandwidth_gb_per_second={device: self._copy(device)},
         )
         return {name: getattr(found, name) for name in Machine.__slots__}
 

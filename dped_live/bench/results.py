@@ -4,8 +4,9 @@ docs/bench.md describes its keys."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Literal
 
 FILM_RATE = 30
 """Frames a second of the film whose hour is told of, and of the test camera."""
@@ -70,6 +71,18 @@ class Machine:
     matmul_gflops: dict[str, float] = field(default_factory=dict)
     bandwidth_gb_per_second: dict[str, float] = field(default_factory=dict)
 
+    def best_of(self, other: Machine) -> Machine:
+        """With the better figures of two measurements of one machine."""
+        return replace(
+            self,
+            matmul_gflops=_greatest(self.matmul_gflops, other.matmul_gflops),
+            bandwidth_gb_per_second=_greatest(self.bandwidth_gb_per_second, other.bandwidth_gb_per_second),
+        )
+
+
+def _greatest(*several: dict[str, float]) -> dict[str, float]:
+    return {name: max(found[name] for found in several if name in found) for found in several for name in found}
+
 
 @dataclass(slots=True)
 class Parts:
@@ -87,7 +100,7 @@ class Speed:
     """One network by one backend at one size.
 
     network: alone, with given statistics, as for films and live. photo: alone, with the picture's own.
-    matmul_percent, bandwidth_percent: of the machine's, by `network`; see Work. None where that says nothing.
+    matmul_percent, bandwidth_percent: of the machine's, by `network`; see Subject. None where that says nothing.
     memory_mb: most that was resident meanwhile, the whole process. card_memory_mb: taken of a GPU's.
     file: the whole program from one file to another, decoding and encoding included. file_of_slowest_percent: its
     rate, of that of the slowest of its parts alone.
@@ -135,6 +148,7 @@ class Subject:
 
     model: its name; label: the same for people. backend: what runs it, in words. ready_seconds: what was waited for
     before the first frame, once, which is not counted elsewhere: opening, and compiling where that is needed.
+    multiply_adds_per_pixel, bytes_per_pixel: see work.py; the first is None where it says nothing.
     is_default: what `dped-live --model` would take by itself. is_followed: it has tables that stand in for it, live.
     failed: why it cannot be used.
     """
@@ -148,6 +162,8 @@ class Subject:
     is_followed: bool = False
     backend: str = ""
     ready_seconds: float | None = None
+    multiply_adds_per_pixel: int | None = None
+    bytes_per_pixel: int | None = None
     failed: str | None = None
     sizes: list[Speed] = field(default_factory=list)
     live: list[Live] = field(default_factory=list)
@@ -168,29 +184,29 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class FilmTime:
-    """Seconds for a second of film. is_measured: the whole way from file to file; else predicted from that at a smaller
-    size, by the number of pixels, or if is_bound just the network alone."""
+    """Seconds for a second of film.
+
+    by: "file": measured from file to file; "network": by the network alone, which is the least; "prediction": from a
+    smaller size, by the number of pixels.
+    """
 
     seconds: float
-    is_measured: bool
-    is_bound: bool = False
+    by: Literal["file", "network", "prediction"]
 
 
 def film_time(subject: Subject, width: int, height: int) -> FilmTime | None:
     """How long a film takes; None if nothing is known of it."""
     here = next((speed for speed in subject.sizes if (speed.width, speed.height) == (width, height)), None)
     if here is not None and here.file.seconds is not None:
-        return FilmTime(FILM_RATE * here.file.seconds, True)
+        return FilmTime(FILM_RATE * here.file.seconds, "file")
+    smaller = [speed for speed in subject.sizes if speed.width * speed.height < width * height]
     network = None if here is None else here.network.seconds
-    smaller = [
-        (speed.width * speed.height, speed.file.seconds)
-        for speed in subject.sizes
-        if speed.file.seconds is not None and speed.width * speed.height < width * height
-    ]
-    if smaller:
-        pixels, seconds = max(smaller)
-        return FilmTime(FILM_RATE * max(seconds * width * height / pixels, network or 0.0), False)
-    return None if network is None else FilmTime(FILM_RATE * network, False, is_bound=True)
+    files = [(s.width * s.height, s.file.seconds) for s in smaller if s.file.seconds is not None]
+    networks = [(s.width * s.height, s.network.seconds) for s in smaller if s.network.seconds is not None]
+    if files or (network is None and networks):
+        pixels, seconds = max(files or networks)
+        return FilmTime(FILM_RATE * max(seconds * width * height / pixels, network or 0.0), "prediction")
+    return None if network is None else FilmTime(FILM_RATE * network, "network")
 
 
 def camera_sentence(subject: Subject) -> str | None:
@@ -204,17 +220,21 @@ def camera_sentence(subject: Subject) -> str | None:
             return None
         instead = "; live it is followed by quick tables, see --follow" if subject.is_followed else ""
         return (
-            f"{subject.label} ({subject.backend}) does not keep up with a camera: {number(quickest.network.fps)} fps "
-            f"at {quickest.width}x{quickest.height}{instead}."
+            f"{_first_words(subject)} does not keep up with a camera: {number(quickest.network.fps)} fps at "
+            f"{quickest.width}x{quickest.height} by the network alone{instead}."
         )
     rate = f"{runs[0].camera_fps:.3g} fps"
     held = [run for run in runs if run.keeps_up]
     missed = [f"{number(run.fps)} at {run.width}x{run.height}" for run in runs if not run.keeps_up and run.fps]
     if not held:
-        return f"{subject.label} does not keep up with a camera of {rate}: {', '.join(missed)}."
+        return f"{_first_words(subject)} does not keep up with a camera of {rate}: {', '.join(missed)}."
     best = max(held, key=lambda run: run.width * run.height)
     but = f"; {', '.join(missed)}" if missed else ""
-    return f"{subject.label} keeps up with a camera of {rate} up to {best.width}x{best.height}{but}."
+    return f"{_first_words(subject)} keeps up with a camera of {rate} up to {best.width}x{best.height}{but}."
+
+
+def _first_words(subject: Subject) -> str:
+    return f"{subject.label} on {subject.backend}"
 
 
 def number(value: float) -> str:
@@ -227,14 +247,17 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units that say something: 45 s, 12 min, 1 h 10 min, 3 d 4 h."""
+    """As exact as is of use: 45 s, 12 min, 1 h 10 min, 14 h, 3 d 4 h, 12 d."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
+    if hours < 10:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    hours = round(seconds / 3600)
+    days, rest = divmod(hours, 24)
     if hours < 48:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(round(seconds / 3600), 24)
-    return f"{days} d {hours} h" if days < 10 else f"{days} d"
+        return f"{hours} h"
+    return f"{days} d {rest} h" if rest and days < 10 else f"{round(hours / 24)} d"

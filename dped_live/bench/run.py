@@ -26,11 +26,17 @@ by itself; the others."""
 _ENOUGH = 1.5
 """Seconds after which more frames would not tell more."""
 
+_MACHINE = 2.5
+"""Seconds that measuring what the machine can do takes."""
+
 _LIVE_SECONDS = 5.0
 _LIVE_START = 4.0
 """Seconds that a live run takes before its pictures count."""
 
 _LEAST_LIVE = 1.5
+_LIVE = _LIVE_START + _LIVE_SECONDS
+_MOST_LIVE = 0.4
+"""Part of the time left that is kept for live runs."""
 
 _FRAMES_OF_FILE = 8
 """A file's frame loop takes at least as long as so many frames: what is under way is finished."""
@@ -73,7 +79,6 @@ def measure(options: Options, tell: Tell, stop: Callable[[], bool]) -> Report:
         for number, way in enumerate(ways(load(model), options.device, options.runner, options.precision))
     ]
     report.subjects = [subject for subject, _ in pairs]
-    compared = list(dict.fromkeys((way.device, way.precision) for _, way in pairs))
     weights = [_FIRST, *(_DEFAULT if subject.is_default else _OTHER for subject, _ in pairs[1:])]
     frames_of_films: dict[Size, int] = {}
     with TemporaryDirectory(prefix="dped-live-bench-", ignore_cleanup_errors=True) as folder:
@@ -81,10 +86,12 @@ def measure(options: Options, tell: Tell, stop: Callable[[], bool]) -> Report:
             for number, (subject, way) in enumerate(pairs):
                 share = budget.share(weights[number], weights[number + 1 :])
                 section = _Section(report, subject, way, Path(folder), frames_of_films, budget, share, tell, stop)
-                section.run(options.sizes, compared)
+                section.run(options.sizes)
         except StoppedError:
             report.interrupted = True
     report.seconds = budget.used
+    for subject in report.subjects:
+        _compare(subject, report.machine)
     if all(subject.failed for subject in report.subjects):
         raise BackendError(report.subjects[0].failed)
     return report
@@ -100,6 +107,22 @@ def _subject(model: str, way: Way, is_default: bool) -> Subject:
         is_default,
         is_followed=filter_of(model) is not None,
     )
+
+
+def _compare(subject: Subject, machine: Machine | None) -> None:
+    """Say how much of what the machine can do the network makes use of."""
+    if machine is None:
+        return
+    product = machine.matmul_gflops.get(f"{subject.device} {subject.precision}")
+    bandwidth = machine.bandwidth_gb_per_second.get(subject.device)
+    for speed in subject.sizes:
+        if speed.network.seconds is None:
+            continue
+        rate = speed.width * speed.height / speed.network.seconds / 1e9
+        if product is not None and subject.multiply_adds_per_pixel is not None:
+            speed.matmul_percent = 100 * 2 * subject.multiply_adds_per_pixel * rate / product
+        if bandwidth is not None and subject.bytes_per_pixel is not None:
+            speed.bandwidth_percent = 100 * subject.bytes_per_pixel * rate / bandwidth
 
 
 class _Section:
@@ -127,55 +150,67 @@ class _Section:
         self._tell, self._stop = tell, stop
         self._per_pixel = 0.0
 
-    def run(self, sizes: Sequence[Size], compared: Sequence[tuple[str, str]]) -> None:
-        """compared: with what the machine can do by these ways; see Measurements.machine."""
+    def run(self, sizes: Sequence[Size]) -> None:
         self._tell(f"{self._subject.label}: getting ready")
         self._worker = Worker(self._subject.model, self._way, self._folder, self._stop)
         try:
             began = self._whole.used
             about = self._worker.opened(self._patience).values
             self._subject.ready_seconds = self._whole.used - began
-            self._subject.backend = about["backend"]
+            self._subject.backend, self._subject.device = about["backend"], about["device"]
             self._per_pixel = about["seconds_per_pixel"]
-            self._multiply_adds, self._bytes = about["multiply_adds"], about["bytes"]
-            if self._report.machine is None:
-                self._tell("the machine's matrix product and memory")
-                self._report.machine = Machine(**self._worker.ask(self._patience, "machine", ways=compared).values)
+            self._subject.multiply_adds_per_pixel = about["multiply_adds"]
+            self._subject.bytes_per_pixel = about["bytes"]
+            self._machine()
             self._measure(sorted(sizes, key=_pixels))
+            if self._budget.has(_MACHINE):
+                self._machine()  # again: it may have been busy with something else
         except UnmeasuredError as error:
             self._subject.failed = str(error)
         finally:
             self._worker.close()
 
+    def _machine(self) -> None:
+        """What it can do, beside what is compared with it; the best of all times counts."""
+        self._tell("the machine's matrix product and memory")
+        machine = Machine(**self._worker.ask(self._patience, "machine").values)
+        self._report.machine = machine if self._report.machine is None else self._report.machine.best_of(machine)
+
     def _measure(self, sizes: Sequence[Size]) -> None:
-        live = [size for size in sizes if self._per_pixel * _pixels(size) * FILM_RATE < 2]
-        reserve = (_LIVE_START + 1 + _LIVE_SECONDS) * len(live) if self._subject.is_default else 0.0
-        budget = self._budget.without(min(reserve, 0.35 * self._budget.left))
         for number, size in enumerate(sizes):
-            share = budget.share(*_weights(sizes[number:]))
-            if number == 0:
-                # Of what is slow this may be all, and the whole way, once, then says more than another size.
-                share = budget.share(1, [1])
-            speed = Speed(*size, network=Timing.missing(_NO_TIME, self._per_pixel * _pixels(size)))
+            predicted = self._per_pixel * _pixels(size)
+            speed = Speed(*size, network=Timing.missing(_NO_TIME, predicted))
             self._subject.sizes.append(speed)
-            if budget.has(self._per_pixel * _pixels(size)):
-                try:
-                    self._size(size, speed, share)
-                except UnmeasuredError as error:
-                    self._note_failure(speed, str(error))
-        if self._subject.is_default:
-            self._live()
+            live = [later for later in sizes[number:] if self._may_be_live(self._per_pixel * _pixels(later))]
+            budget = self._budget.without(min(_LIVE * len(live), _MOST_LIVE * self._budget.left))
+            if not budget.has(predicted):
+                continue
+            # Of what is slow the first may be all, and the whole way, once, then says more than another size.
+            share = budget.share(1, [1]) if number == 0 else budget.share(*_weights(sizes[number:]))
+            try:
+                self._size(size, speed, share)
+            except UnmeasuredError as error:
+                self._note_failure(speed, str(error))
+            if speed.network.seconds is not None and self._may_be_live(speed.network.seconds):
+                self._live(size)
+
+    def _may_be_live(self, seconds: float) -> bool:
+        """Whether a live run would say anything: half of the camera's rate at least, and no smaller size too much.
+
+        seconds: that a frame takes the network alone.
+        """
+        is_lost = any(run.fps is not None and not run.keeps_up for run in self._subject.live)
+        return self._subject.is_default and not is_lost and seconds * FILM_RATE < 2
 
     def _size(self, size: Size, speed: Speed, budget: Budget) -> None:
-        answer = self._ask("network", size, seconds=min(_ENOUGH, 0.3 * budget.left), photo=False)
+        answer = self._ask("network", size, seconds=min(_ENOUGH, 0.15 * budget.left), photo=False)
         speed.network = Timing.of(answer.values["times"])
         assert speed.network.seconds is not None
         self._per_pixel = speed.network.seconds / _pixels(size)
         speed.memory_mb, speed.card_memory_mb = answer.memory_mb, answer.values["card_mb"]
-        self._compare(speed)
         speed.photo = Timing.missing(_NO_TIME)
         if budget.has(2 * speed.network.seconds):
-            answer = self._ask("network", size, seconds=min(_ENOUGH, 0.3 * budget.left), photo=True)
+            answer = self._ask("network", size, seconds=min(_ENOUGH, 0.1 * budget.left), photo=True)
             speed.photo = Timing.of(answer.values["times"])
         parts = self._parts(size, budget)
         if parts is not None:
@@ -222,37 +257,15 @@ class _Section:
         speed.file_of_slowest_percent = 100 * max(known) / answer.values["seconds"]
         speed.file_memory_mb = answer.memory_mb
 
-    def _compare(self, speed: Speed) -> None:
-        """With what the machine can do."""
-        machine = self._report.machine
-        assert machine is not None
-        assert speed.network.seconds is not None
-        rate = speed.width * speed.height / speed.network.seconds
-        peak = machine.matmul_gflops.get(self._way.peak)
-        if self._multiply_adds is not None and peak is not None:
-            speed.matmul_percent = 100 * 2 * self._multiply_adds * rate / 1e9 / peak
-        bandwidth = machine.bandwidth_gb_per_second.get(self._way.device)
-        if bandwidth is not None:
-            speed.bandwidth_percent = 100 * self._bytes * rate / 1e9 / bandwidth
-
-    def _live(self) -> None:
-        """At sizes at which the network alone has at least half of the camera's rate, up to one that is too much."""
-        for speed in self._subject.sizes:
-            if speed.network.fps is None or speed.network.fps < FILM_RATE / 2:
-                return
-            run = Live(speed.width, speed.height, FILM_RATE, why_not=_NO_TIME)
-            self._subject.live.append(run)
-            if not self._budget.has(_LIVE_START + _LEAST_LIVE):
-                continue
+    def _live(self, size: Size) -> None:
+        run = Live(*size, FILM_RATE, why_not=_NO_TIME)
+        if self._budget.has(_LIVE_START + _LEAST_LIVE):
             seconds = min(_LIVE_SECONDS, self._budget.left - _LIVE_START)
             try:
-                answer = self._ask("live", (speed.width, speed.height), seconds=seconds)
+                run = Live(**self._ask("live", size, seconds=seconds).values)
             except UnmeasuredError as error:
                 run.why_not = str(error)
-                continue
-            run = self._subject.live[-1] = Live(**answer.values)
-            if not run.keeps_up:
-                return
+        self._subject.live.append(run)
 
     def _note_failure(self, speed: Speed, why: str) -> None:
         """In the first place of those that have not been measured."""

@@ -32,11 +32,6 @@ class Way:
     runner: Runner
     precision: Precision
 
-    @property
-    def peak(self) -> str:
-        """What its products are to be compared with, as Machine.matmul_gflops names it."""
-        return f"{self.device} {self.precision}"
-
 
 def ways(network: Network, device: str = "auto", runner: Runner = "auto", precision: Precision = "auto") -> list[Way]:
     """All ways to run a network on this machine, the one that dped-live takes by itself first.
