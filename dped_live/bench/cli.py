@@ -196,7 +196,8 @@ def _why_not(timing: Timing) -> str:
     if timing.predicted_milliseconds is None:
         return timing.why_not or ""
     seconds = timing.predicted_milliseconds / 1000
-    return f"{timing.why_not} (prediction: ~{number(1 / seconds)} fps, {duration(seconds)} a frame)"
+    rate = f"~{number(1 / seconds)} fps, " if seconds < 100 else ""
+    return f"{timing.why_not} (predicted: {rate}{duration(seconds)} a frame)"
 
 
 def _parts(report: Report) -> Iterator[str]:

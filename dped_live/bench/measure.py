@@ -20,6 +20,7 @@ from dped_live.bench.film import Film
 from dped_live.bench.results import FILM_RATE, Live, Machine
 from dped_live.bench.work import Way, bytes_moved, load, multiply_adds
 from dped_live.doctor import processor
+from dped_live.generator import Generator
 from dped_live.network import Network
 from dped_live.pipeline import Stats
 from dped_live.scene_statistics import picture_of
@@ -63,7 +64,8 @@ class Measurements:
         self._film: Film | None = None
         self._network: Network = load(model)
         self._way = way
-        self._multiply_adds = multiply_adds(self._network)
+        # Most of what lite does is looking up colours.
+        self._multiply_adds = multiply_adds(self._network) if isinstance(self._network, Generator) else None
         self._bytes = bytes_moved(self._network, _TYPES[way.precision].itemsize if way.precision in _TYPES else 4)
         self._card_before = _card_memory(way.device)
         self._backend: Backend = open_backend(

@@ -225,7 +225,7 @@ def camera_sentence(subject: Subject) -> str | None:
         )
     rate = f"{runs[0].camera_fps:.3g} fps"
     held = [run for run in runs if run.keeps_up]
-    missed = [f"{number(run.fps)} at {run.width}x{run.height}" for run in runs if not run.keeps_up and run.fps]
+    missed = [f"{number(run.fps)} fps at {run.width}x{run.height}" for run in runs if not run.keeps_up and run.fps]
     if not held:
         return f"{_first_words(subject)} does not keep up with a camera of {rate}: {', '.join(missed)}."
     best = max(held, key=lambda run: run.width * run.height)

@@ -41,6 +41,9 @@ _MOST_LIVE = 0.4
 _FRAMES_OF_FILE = 8
 """A file's frame loop takes at least as long as so many frames: what is under way is finished."""
 
+_MOST_FILE = 8.0
+"""Seconds of a file's frame loop after which it is broken off."""
+
 _LOOKED_AT = 5
 """Frames of a scene whose statistics are measured beforehand."""
 
@@ -249,10 +252,12 @@ class _Section:
         # No core is left idle: what is done at the same time takes as long as one after the other.
         frame = sum(known)
         ahead = _LOOKED_AT * known[0] + self._films[size] * (parts.decode.seconds or 0.0)
-        if not budget.has(ahead + _FRAMES_OF_FILE * frame):
+        least = ahead + _FRAMES_OF_FILE * frame
+        # This is what users wait for: worth more than its share.
+        if least > max(budget.left, self._budget.left / 2):
             speed.file = Timing.missing(_NO_TIME)
             return
-        answer = self._ask("file", size, seconds=max(0.0, budget.left - ahead - _FRAMES_OF_FILE * frame))
+        answer = self._ask("file", size, seconds=min(_MOST_FILE, max(0.0, budget.left - least)))
         speed.file = Timing.mean(answer.values["seconds"], answer.values["frames"])
         speed.file_of_slowest_percent = 100 * max(known) / answer.values["seconds"]
         speed.file_memory_mb = answer.memory_mb

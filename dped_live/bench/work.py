@@ -93,12 +93,9 @@ def random_generator(channels: int, blocks: int) -> Generator:
     return generator
 
 
-def multiply_adds(network: Network) -> int | None:
-    """Of one pixel, in the convolutions: 399,744 for 12 layers of 64 channels. None for networks like lite, most of
-    whose work is looking up colours."""
-    if isinstance(network, TableNetwork):
-        return None
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.ndim == 4)
+def multiply_adds(generator: Generator) -> int:
+    """Of one pixel, in the convolutions: 399,744 for 12 layers of 64 channels."""
+    return sum(parameter.numel() for parameter in generator.parameters() if parameter.ndim == 4)
 
 
 def bytes_moved(network: Network, itemsize: int) -> int:
