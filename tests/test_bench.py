@@ -231,7 +231,7 @@ def test_numbers_for_people() -> None:
     ]
     seconds = (0.4, 59, 100, 4200, 7200, 40_000, 180_000, 172_800, 2_000_000)
     assert [duration(value) for value in seconds] == [
-        *("0 s", "59 s", "2 min", "70 min", "2 h", "11 h", "2 d 2 h", "2 d", "23 d"),
+        *("0.40 s", "59 s", "2 min", "70 min", "2 h", "11 h", "2 d 2 h", "2 d", "23 d"),
     ]
 
 

@@ -37,8 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="dped-live bench",
         description="Measure how fast this machine is: does it keep up with a camera, and how long does a film take?",
-        epilog="Nothing is fetched: where iphone is not here, a network of its shape with random weights stands for "
-        "it. What there is no time for is left out, and said so. docs/bench.md tells what each figure means.",
+        epilog="network: alone, with a scene's statistics, as for films and live; photo: with the picture's own. RAM: "
+        "at most, Python included. file to file: all of `dped-live film.mp4 -o out.mp4`; of slowest part: its rate, of "
+        "that of its slowest part alone. What is predicted is called so. Nothing is fetched: where iphone is not here, "
+        "a network of its shape with random weights stands for it. docs/bench.md tells all this in full.",
     )
     parser.add_argument("--model", metavar="NAME", nargs="+", help="as for enhancing (default: lite and iphone)")
     parser.add_argument(

@@ -17,7 +17,7 @@ from dped_live import batch, color
 from dped_live.backends import Backend, open_backend
 from dped_live.bench import live
 from dped_live.bench.film import Film
-from dped_live.bench.results import FILM_RATE, Live, Machine
+from dped_live.bench.results import FILM_RATE, Live, Machine, Size
 from dped_live.bench.work import Way, bytes_moved, load, multiply_adds
 from dped_live.doctor import processor
 from dped_live.generator import Generator
@@ -41,9 +41,6 @@ _COPIED = 1 << 28
 """Bytes of each array that is copied: beyond all caches but those of the largest servers."""
 
 _PEAK_SECONDS = 0.7
-_QUICK = 0.5
-"""Seconds. What is quicker is run once before it is measured; for the rest the size before has warmed it up."""
-
 _MOST = 50
 """Frames of one measurement."""
 
@@ -54,11 +51,12 @@ _LEAST_FRAMES, _MOST_FRAMES = 12, 5 * FILM_RATE
 class Measurements:
     """Opens a network by a backend, and measures what it is asked. Each method returns plain values, for JSON.
 
-    folder: for films. look: called now and then while something lasts; an exception of it ends that.
+    folder: for films. smallest: of the sizes that will be measured. look: called now and then while something lasts; an
+    exception of it ends that.
     Raises DpedError.
     """
 
-    def __init__(self, model: str, way: Way, folder: Path, look: Callable[[], object]) -> None:
+    def __init__(self, model: str, way: Way, folder: Path, smallest: Size, look: Callable[[], object]) -> None:
         self._folder = folder
         self._look = look
         self._film: Film | None = None
@@ -72,10 +70,12 @@ class Measurements:
             self._network, way.device, way.precision, "auto", lambda _line: None, way.runner
         )
         self._staging = Staging(self._backend.device)
-        small = torch.full((1, 3, _PROBE, _PROBE), 0.5, device=self._backend.device)
+        # A card may need an engine for each size.
+        width, height = smallest if self._backend.device.type != "cpu" else (_PROBE, _PROBE)
+        small = torch.full((1, 3, height, width), 0.5, device=self._backend.device)
         self._scene = self._backend.statistics(small)
-        self._backend.enhance(small, self._scene)
-        self._probed = min(self._times(lambda: self._backend.enhance(small, self._scene), 0.3)) / _PROBE**2
+        times = self._times(lambda: self._backend.enhance(small, self._scene), 0.3)
+        self._probed = min(times) / (width * height)
 
     def about(self) -> dict[str, Any]:
         """backend, device: what runs it, in words and torch's name. seconds_per_pixel: about. multiply_adds,
@@ -104,16 +104,18 @@ class Measurements:
         )
         return {name: getattr(found, name) for name in Machine.__slots__}
 
-    def network(self, width: int, height: int, seconds: float, photo: bool) -> dict[str, Any]:
-        """The network alone, for about so many seconds; photo: with the picture's own statistics.
+    def network(self, width: int, height: int, seconds: float, photo: bool, warm_up: bool) -> dict[str, Any]:
+        """The network alone, for about so many seconds.
 
+        photo: with the picture's own statistics. warm_up: with a frame before that does not count; for what is slow the
+        size before has done it.
         times: seconds of each frame. card_mb: taken of a GPU's memory since before the network was opened.
         """
         fmt, frame = self._frame(width, height)
         picture = color.to_rgb(self._staging.upload(frame.planes), fmt)
         out = torch.empty_like(picture)
         given = None if photo else self._scene
-        times = self._times(lambda: self._backend.enhance(picture, given, out=out), seconds)
+        times = self._times(lambda: self._backend.enhance(picture, given, out=out), seconds, warm_up)
         return {"times": times, "card_mb": self._card_megabytes()}
 
     def convert(self, width: int, height: int, seconds: float) -> dict[str, Any]:
@@ -187,17 +189,16 @@ class Measurements:
         found = live.measure(self._backend, width, height, FILM_RATE, seconds, self._look)
         return {name: getattr(found, name) for name in Live.__slots__}
 
-    def _times(self, work: Callable[[], object], seconds: float) -> list[float]:
-        """Seconds that each of some runs takes, at least one."""
-        began = time.perf_counter()
-        times = []
+    def _times(self, work: Callable[[], object], seconds: float, warm_up: bool = True) -> list[float]:
+        """Seconds that each of some runs takes, at least one. warm_up: one before that does not count."""
+        times: list[float] = []
         with torch.inference_mode():
+            if warm_up:
+                _timed(work, self._backend.device)
+            began = time.perf_counter()
             while True:
                 self._look()
                 times.append(_timed(work, self._backend.device))
-                if len(times) == 1 and times[0] < _QUICK:
-                    # What is prepared for a size is ready now.
-                    times[0] = _timed(work, self._backend.device)
                 if len(times) >= _MOST or time.perf_counter() - began + times[-1] > seconds:
                     return times
 

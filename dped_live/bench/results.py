@@ -247,7 +247,9 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As exact as is of use: 45 s, 12 min, 1 h 10 min, 14 h, 3 d 4 h, 12 d."""
+    """As exact as is of use: 0.45 s, 45 s, 12 min, 1 h 10 min, 14 h, 3 d 4 h, 12 d."""
+    if seconds < 10:
+        return f"{number(seconds)} s"
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -23,6 +23,9 @@ _FIRST, _DEFAULT, _OTHER = 5, 3, 2
 """What subjects weigh: the first, with which the parts of films and live runs are measured; those that dped-live takes
 by itself; the others."""
 
+_QUICK = 0.5
+"""Seconds. A frame that takes less may be done once before it counts."""
+
 _ENOUGH = 1.5
 """Seconds after which more frames would not tell more."""
 
@@ -38,14 +41,14 @@ _LIVE = _LIVE_START + _LIVE_SECONDS
 _MOST_LIVE = 0.4
 """Part of the time left that is kept for live runs."""
 
-_FRAMES_OF_FILE = 8
+_FRAMES_OF_FILE = 5
 """A file's frame loop takes at least as long as so many frames: what is under way is finished."""
 
 _MOST_FILE = 8.0
 """Seconds of a file's frame loop after which it is broken off."""
 
-_LOOKED_AT = 5
-"""Frames of a scene whose statistics are measured beforehand."""
+_LOOKED_AT = 4
+"""Looking at a scene takes about as long as enhancing so many frames: the statistics of five are measured."""
 
 _LEAST_FILM = 12
 """Frames; see Measurements.encode."""
@@ -155,7 +158,7 @@ class _Section:
 
     def run(self, sizes: Sequence[Size]) -> None:
         self._tell(f"{self._subject.label}: getting ready")
-        self._worker = Worker(self._subject.model, self._way, self._folder, self._stop)
+        self._worker = Worker(self._subject.model, self._way, self._folder, min(sizes, key=_pixels), self._stop)
         try:
             began = self._whole.used
             about = self._worker.opened(self._patience).values
@@ -206,14 +209,17 @@ class _Section:
         return self._subject.is_default and not is_lost and seconds * FILM_RATE < 2
 
     def _size(self, size: Size, speed: Speed, budget: Budget) -> None:
-        answer = self._ask("network", size, seconds=min(_ENOUGH, 0.15 * budget.left), photo=False)
+        warm_up = self._per_pixel * _pixels(size) < _QUICK
+        enough = min(_ENOUGH, 0.15 * budget.left)
+        answer = self._ask("network", size, seconds=enough, photo=False, warm_up=warm_up)
         speed.network = Timing.of(answer.values["times"])
         assert speed.network.seconds is not None
         self._per_pixel = speed.network.seconds / _pixels(size)
         speed.memory_mb, speed.card_memory_mb = answer.memory_mb, answer.values["card_mb"]
         speed.photo = Timing.missing(_NO_TIME)
         if budget.has(2 * speed.network.seconds):
-            answer = self._ask("network", size, seconds=min(_ENOUGH, 0.1 * budget.left), photo=True)
+            enough = min(_ENOUGH, 0.1 * budget.left)
+            answer = self._ask("network", size, seconds=enough, photo=True, warm_up=warm_up)
             speed.photo = Timing.of(answer.values["times"])
         parts = self._parts(size, budget)
         if parts is not None:

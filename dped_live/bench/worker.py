@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from dped_live.bench.measure import Measurements
+from dped_live.bench.results import Size
 from dped_live.bench.work import Way
 from dped_live.child_process import Child, EndedError, Parent
 from dped_live.errors import DpedError
@@ -42,12 +43,12 @@ class Answer:
 class Worker:
     """A process with Measurements; `close` ends it.
 
-    stop: asked all the time; once it says yes, StoppedError is raised.
+    The arguments are Measurements's. stop: asked all the time; once it says yes, StoppedError is raised.
     """
 
-    def __init__(self, model: str, way: Way, folder: Path, stop: Callable[[], bool]) -> None:
+    def __init__(self, model: str, way: Way, folder: Path, smallest: Size, stop: Callable[[], bool]) -> None:
         self._stop = stop
-        self._child = Child(serve, model, way, str(folder), is_slow=True)
+        self._child = Child(serve, model, way, str(folder), smallest, is_slow=True)
         self.is_open = True
 
     def opened(self, seconds: float) -> Answer:
@@ -96,10 +97,10 @@ class Worker:
         return UnmeasuredError("its process crashed, perhaps for want of memory")
 
 
-def serve(parent: Parent, model: str, way: Way, folder: str) -> None:
+def serve(parent: Parent, model: str, way: Way, folder: str, smallest: Size) -> None:
     """What runs in the process: answer until nobody asks any more."""
     try:
-        measurements = Measurements(model, way, Path(folder), look=parent.hear)
+        measurements = Measurements(model, way, Path(folder), smallest, look=parent.hear)
         parent.tell(done=measurements.about())
     except DpedError as error:
         parent.tell(failed=str(error))
