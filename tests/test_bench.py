@@ -106,8 +106,8 @@ def test_table(bench: Callable[..., Said], tmp_path: Path) -> None:
     lines = said.out.splitlines()
     assert max(map(len, lines)) <= 80
     at = lines.index(next(line for line in lines if line.startswith("own.safetensors on CPU, fp32 (ready in ")))
-    assert re.fullmatch(r"  size +ms +fps +ms +peak +bandwidth +MB +file fps +part +MB", lines[at + 2])
-    assert re.fullmatch(r"  128x96( +[\d.]+){3} +\d+ % +\d+ % +\d+ +[\d.]+ +\d+ % +\d+", lines[at + 3])
+    assert re.fullmatch(r"  size +ms +fps +ms +matmul +memory +MB +file fps +slowest +MB", lines[at + 2])
+    assert re.fullmatch(r"  128x96( +[\d.]+){9}", lines[at + 3])
     assert re.fullmatch(
         r"  99998x99998  not measured: no time left \(predicted: .*\d (min|h|d) a frame\)", lines[at + 4]
     )

@@ -37,9 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="dped-live bench",
         description="Measure how fast this machine is: does it keep up with a camera, and how long does a film take?",
-        epilog="network: alone, with a scene's statistics, as for films and live; photo: with the picture's own. RAM: "
-        "at most, Python included. file to file: all of `dped-live film.mp4 -o out.mp4`; of slowest part: its rate, of "
-        "that of its slowest part alone. What is predicted is called so. Nothing is fetched: where iphone is not here, "
+        epilog="network: alone, with a scene's statistics, as for films and live; photo: with the picture's own; % of "
+        "this machine's largest matrix product and memory bandwidth. RAM: at most, Python included. file to file: all of "
+        "`dped-live film.mp4 -o out.mp4`; % of slowest: of the rate of its slowest part alone. What is predicted is called so. Nothing is fetched: where iphone is not here, "
         "a network of its shape with random weights stands for it. docs/bench.md tells all this in full.",
     )
     parser.add_argument("--model", metavar="NAME", nargs="+", help="as for enhancing (default: lite and iphone)")
@@ -166,8 +166,8 @@ def _speeds(subject: Subject) -> Iterator[str]:
     ready = f" (ready in {subject.ready_seconds:.1f} s)" if subject.ready_seconds is not None else ""
     yield f"{subject.label} on {subject.backend}{ready}"
     header = [
-        ("", "network", "", "photo", "of matmul", "of memory", "RAM", "file to", "of slowest", "RAM"),
-        ("size", "ms", "fps", "ms", "peak", "bandwidth", "MB", "file fps", "part", "MB"),
+        ("", "network", "", "photo", "% of", "% of", "RAM", "file to", "% of", "RAM"),
+        ("size", "ms", "fps", "ms", "matmul", "memory", "MB", "file fps", "slowest", "MB"),
     ]
     rows: list[Sequence[str] | str] = []
     for speed in subject.sizes:
@@ -181,11 +181,11 @@ def _speeds(subject: Subject) -> Iterator[str]:
                 number(speed.network.milliseconds),
                 number(speed.network.fps or 0),
                 _cell(speed.photo.milliseconds),
-                _percent(speed.matmul_percent),
-                _percent(speed.bandwidth_percent),
+                _whole(speed.matmul_percent),
+                _whole(speed.bandwidth_percent),
                 _whole(speed.memory_mb),
                 _cell(speed.file.fps),
-                _percent(speed.file_of_slowest_percent),
+                _whole(speed.file_of_slowest_percent),
                 _whole(speed.file_memory_mb),
             )
         )
@@ -293,10 +293,6 @@ def _cell(value: float | None) -> str:
     from dped_live.bench.results import number
 
     return "-" if value is None else number(value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} %"
 
 
 def _whole(value: float | None) -> str:
