@@ -8,6 +8,7 @@ import math
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,13 +35,15 @@ _SIGNS = {"file": "", "network": "> ", "prediction": "~ "}
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code. Raises DpedError."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="dped-live bench",
         description="Measure how fast this machine is: does it keep up with a camera, and how long does a film take?",
         epilog="network: alone, with a scene's statistics, as for films and live; photo: with the picture's own; % of "
-        "this machine's largest matrix product and memory bandwidth. RAM: at most, Python included. file to file: all of "
-        "`dped-live film.mp4 -o out.mp4`; % of slowest: of the rate of its slowest part alone. What is predicted is called so. Nothing is fetched: where iphone is not here, "
-        "a network of its shape with random weights stands for it. docs/bench.md tells all this in full.",
+        "this machine's largest matrix product and memory bandwidth. RAM: at most, Python included. file to file: all "
+        "of `dped-live film.mp4 -o out.mp4`; % of slowest: of the rate of its slowest part alone. What is predicted "
+        "is called so. Nothing is fetched: where iphone is not here, a network of its shape with random weights stands "
+        "for it. docs/bench.md tells all this in full.",
     )
     parser.add_argument("--model", metavar="NAME", nargs="+", help="as for enhancing (default: lite and iphone)")
     parser.add_argument(
@@ -81,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         options.seconds,
     )
     with interruptible("stopping") as interrupt, _progress() as tell:
-        report = run.measure(wanted, tell, interrupt.asked)
+        report = run.measure(wanted, tell, interrupt.asked, time.monotonic() - began)
     if options.json:
         print(json.dumps(_document(report), indent=2))
     else:
@@ -160,7 +163,8 @@ def _speeds(subject: Subject) -> Iterator[str]:
 
     yield ""
     if subject.failed:
-        yield from _wrapped(f"{subject.label}, {subject.backend or subject.device}: {subject.failed}")
+        backend = subject.backend or f"{subject.device}, {subject.precision}"
+        yield from _wrapped(f"{subject.label} on {backend}: not measured: {subject.failed}")
     if not subject.sizes:
         return
     ready = f" (ready in {subject.ready_seconds:.1f} s)" if subject.ready_seconds is not None else ""

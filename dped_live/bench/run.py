@@ -16,7 +16,7 @@ from dped_live.bench.worker import Answer, StoppedError, UnmeasuredError, Worker
 from dped_live.errors import BackendError
 from dped_live.table_filter import filter_of
 
-_END = 2.0
+_END = 3.0
 """Seconds kept for ending."""
 
 _FIRST, _DEFAULT, _OTHER = 5, 3, 2
@@ -71,12 +71,14 @@ class Options:
     seconds: float = 120.0
 
 
-def measure(options: Options, tell: Tell, stop: Callable[[], bool]) -> Report:
-    """Measure until all is done, the time is over or `stop` says so. tell: gets what is being done.
+def measure(options: Options, tell: Tell, stop: Callable[[], bool], gone: float = 0.0) -> Report:
+    """Measure until all is done, the time is over or `stop` says so.
+
+    tell: gets what is being done. gone: seconds of the time that were used before.
 
     Raises WeightsError for a model that is not here, and BackendError if nothing can run any.
     """
-    budget = Budget(max(0.0, options.seconds - _END))
+    budget = Budget(max(0.0, options.seconds - gone - _END))
     report = Report(version("dped-live"), options.seconds)
     tell("looking at what there is")
     pairs = [
@@ -95,7 +97,7 @@ def measure(options: Options, tell: Tell, stop: Callable[[], bool]) -> Report:
                 section.run(options.sizes)
         except StoppedError:
             report.interrupted = True
-    report.seconds = budget.used
+    report.seconds = gone + budget.used
     for subject in report.subjects:
         _compare(subject, report.machine)
     if all(subject.failed for subject in report.subjects):
@@ -157,6 +159,9 @@ class _Section:
         self._per_pixel = 0.0
 
     def run(self, sizes: Sequence[Size]) -> None:
+        if not self._budget.has(max((subject.ready_seconds or 0.0 for subject in self._report.subjects), default=0.0)):
+            self._subject.failed = _NO_TIME
+            return
         self._tell(f"{self._subject.label}: getting ready")
         self._worker = Worker(self._subject.model, self._way, self._folder, min(sizes, key=_pixels), self._stop)
         try:

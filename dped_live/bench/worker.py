@@ -20,7 +20,7 @@ from dped_live.errors import DpedError
 _LOOK = 0.02
 """Seconds between two looks at its memory."""
 
-_TIDY = 5.0
+_TIDY = 2.0
 """Seconds that a process may take to put its things in order."""
 
 
