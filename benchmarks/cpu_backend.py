@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from dped_live import weights
 from dped_live.backends import open_backend
+from dped_live.bench.work import multiply_adds, random_generator
 from dped_live.generator import Generator
 
 CHANNELS, BLOCKS = 64, 4
-MULTIPLY_ADDS = 399_744  # a pixel
 
 
 class PlainPort(nn.Module):
@@ -57,16 +57,6 @@ class PlainPort(nn.Module):
         for convolution in self.generator.tail:
             x = F.relu(convolution(x))
         return torch.tanh(self.generator.last(x)) * 0.58 + 0.5
-
-
-def random_generator() -> Generator:
-    """Weights of about the published models' size."""
-    random = torch.Generator().manual_seed(0)
-    generator = Generator(CHANNELS, BLOCKS).eval().requires_grad_(False)
-    for parameter in generator.parameters():
-        parameter.normal_(0, parameter[0].numel() ** -0.5 if parameter.ndim == 4 else 0.1, generator=random)
-    generator.norm_scale.uniform_(0.5, 1.5, generator=random)
-    return generator
 
 
 def matmul_peak(dtype: torch.dtype) -> float:
@@ -108,7 +98,7 @@ def main() -> None:
     # Smooth, as pictures are: white noise is not what the models were made for.
     noise = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(1))
     image = F.interpolate(noise, (height, width), mode="bicubic").clamp_(0, 1)
-    generator = weights.load(options.model) if options.model else random_generator()
+    generator = weights.load(options.model) if options.model else random_generator(CHANNELS, BLOCKS)
     if not isinstance(generator, Generator):
         parser.error(f"{options.model} is not DPED's kind of network")
     chosen = runners(generator)
@@ -133,7 +123,7 @@ def main() -> None:
     for name, seconds in best.items():
         command = [sys.executable, __file__, "--size", options.size, "--memory-of", name]
         memory = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        rate = 2 * MULTIPLY_ADDS * width * height / seconds / 1e9
+        rate = 2 * multiply_adds(generator) * width * height / seconds / 1e9
         share = rate / peaks["bf16" if "bf16" in name else "fp32"]
         psnr = -10 * torch.log10((outputs[name] - exact).square().mean() + 1e-15)
         print(

@@ -23,10 +23,11 @@ from pathlib import Path
 
 import av
 import torch
-from cpu_backend import PlainPort, random_generator, timed
+from cpu_backend import BLOCKS, CHANNELS, PlainPort, timed
 
 from dped_live import weights
 from dped_live.backends import open_backend
+from dped_live.bench.work import random_generator
 
 SIZES = {"1280x720": (720, 1280), "640x360": (360, 640)}
 
@@ -59,7 +60,7 @@ def main() -> None:
     )
     print("| | size | ms a frame | fps | s/MP | times the original's |")
     print("|---|---|---|---|---|---|")
-    original = PlainPort(random_generator(), module_norm=False)
+    original = PlainPort(random_generator(CHANNELS, BLOCKS), module_norm=False)
     for name, (height, width) in SIZES.items():
         image = torch.rand(1, 3, height, width)
         works: dict[str, Callable[[], object]] = {"the original's network, fp32": partial(original, image)}

@@ -13,7 +13,6 @@ import argparse
 import time
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -21,36 +20,10 @@ import psutil
 from dped_live import weights
 from dped_live.backends import open_backend
 from dped_live.backends.reduced import ReducedBackend
+from dped_live.bench.live import watched
 from dped_live.ladder import Ladder, Rung
-from dped_live.live import LiveRun
-from dped_live.live_state import Controls, LivePicture, LiveSink, LiveStats
+from dped_live.live_state import Controls, LiveStats
 from dped_live.sources.live import open_live_source
-from dped_live.sources.testcard import frame_number
-
-
-class Probe:
-    """An output that notes the number and the age of each new picture."""
-
-    name = "probe"
-    on_main_thread = False
-    steady = False
-    seconds_between = 0.5
-    capacity = 1
-    notice: str | None = None
-
-    def __init__(self) -> None:
-        self.numbers: list[int] = []
-        self.ages: list[float] = []
-
-    def write(self, picture: LivePicture, stats: LiveStats) -> None:  # noqa: ARG002
-        age = time.monotonic() - picture.captured_at
-        number = frame_number(picture.after)
-        if not self.numbers or number != self.numbers[-1]:
-            self.numbers.append(number)
-            self.ages.append(age)
-
-    def close(self) -> None:
-        pass
 
 
 def resident(processes: list[psutil.Process]) -> float:
@@ -65,18 +38,13 @@ def rungs(model: str) -> Iterator[Rung]:
         yield Rung(f"at 1/{factor} of the size", ReducedBackend(backend, factor))
 
 
-def no_recording() -> tuple[Path, LiveSink]:
-    raise AssertionError("nobody asks for one")
-
-
 def measure(strength: float, options: argparse.Namespace) -> None:
     width, height = map(int, options.size.split("x"))
     source = open_live_source("test", (width, height), options.fps)
     ladder = Ladder([options.model], lambda model: list(rungs(model)), source.format, options.fps, pinned=False)
     # Looked for once: going through all processes of the machine would itself make pictures late.
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    probe = Probe()
-    controls = Controls(strength, model=options.model)
+    run, probe = watched(source, ladder, Controls(strength, model=options.model), print)
     begin = time.monotonic()
     memory: list[float] = []
 
@@ -84,7 +52,6 @@ def measure(strength: float, options: argparse.Namespace) -> None:
         if time.monotonic() - begin > 5:  # what is used for the first time is there by then
             memory.append(resident(processes))
 
-    run = LiveRun(source, ladder, [probe], controls, recording=no_recording, screenshot=lambda _: Path(), notify=print)
     stats = run.run(lambda: time.monotonic() - begin > 60 * options.minutes, watch)
     ages = 1e3 * np.array(probe.ages[len(probe.ages) // 20 :])  # the first pictures find caches empty
     numbers = np.array(probe.numbers)

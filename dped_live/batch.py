@@ -97,6 +97,7 @@ class Outcome:
     """A job that did not fail. frames: of the file; seconds: how long it took. kept: where an interrupted video's
     beginning was left; resumable: and can be gone on with.
 
+    looking_ahead: of the seconds, how many a video's scenes took before the first frame.
     earlier: how many of the frames an earlier run had made. shortfall: why there are fewer than the source promises.
     verification: what reading a video back has found.
     """
@@ -110,6 +111,7 @@ class Outcome:
     shortfall: str | None = None
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
+    looking_ahead: float = 0.0
 
 
 @dataclass(slots=True)
@@ -438,6 +440,7 @@ def enhance_video(
     for note in notes:
         notify(note)
     begun(sink.streams, notes)
+    ahead_since = time.monotonic()
     try:
         policy: Policy = ExactPolicy()
         if settings.strength > 0 and not settings.exact:
@@ -451,6 +454,7 @@ def enhance_video(
         source.close()
         sink.close(complete=False)
         raise
+    looking_ahead = time.monotonic() - ahead_since
 
     def told(stats: Stats) -> None:
         total = source.frame_count
@@ -484,6 +488,7 @@ def enhance_video(
         shortfall=None if stats.interrupted else source.shortfall,
         verification=sink.report,
         notes=(*notes, *late),
+        looking_ahead=looking_ahead,
     )
 
 

@@ -21,6 +21,9 @@ from typing import Any
 _ORPHANED = 10
 """Seconds after which a child that no longer looks for messages ends by itself: its parent would have killed it."""
 
+_DYING = 0.5
+"""Seconds that a process which was killed is waited for."""
+
 Message = dict[str, Any]
 
 
@@ -31,14 +34,22 @@ class EndedError(Exception):
 class Child:
     """A process, as the one that has started it sees it. Used by one thread at a time."""
 
-    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
-        """Run work(parent, *arguments) in it: a function of a module, its parent being a Parent."""
+    def __init__(self, work: Callable[..., None], *arguments: object, is_slow: bool = False) -> None:
+        """Run work(parent, *arguments) in it: a function of a module, its parent being a Parent.
+
+        is_slow: it may be busy for minutes without a look for messages, and have children of its own.
+        """
         context = multiprocessing.get_context("spawn")
         self._pipe, other_end = context.Pipe()
-        self._process = context.Process(target=_run, args=(other_end, work, *arguments), daemon=True)
+        self._process = context.Process(target=_run, args=(other_end, is_slow, work, *arguments), daemon=not is_slow)
         with _interrupt_held_back():
             self._process.start()
         other_end.close()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None, "it was started"
+        return self._process.pid
 
     def hear(self, seconds: float = 0) -> Message | None:
         """The next message; None if there is none in this time. Raises EndedError if there will be none."""
@@ -54,13 +65,16 @@ class Child:
             self._pipe.close()
             self._process.join(seconds)
             self._process.kill()
+            # Not for ever: what is stuck in a driver ends when that lets it.
+            self._process.join(_DYING)
 
 
 class Parent:
-    """The process that has started this one. Used by one thread, which calls hear() every few seconds."""
+    """The process that has started this one. Used by one thread, which calls hear() every few seconds, or is_slow."""
 
-    def __init__(self, pipe: Connection[Any, Any]) -> None:
+    def __init__(self, pipe: Connection[Any, Any], is_slow: bool) -> None:
         self._pipe = pipe
+        self._is_slow = is_slow
         self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as this process is
         self._put_off()
 
@@ -74,15 +88,17 @@ class Parent:
         _tell(self._pipe, message)
 
     def _put_off(self) -> None:
+        if self._is_slow:
+            return
         # Of what can end a thread that is stuck in a driver or in the network, this works on every system.
         faulthandler.dump_traceback_later(_ORPHANED, exit=True, file=self._nowhere)
 
 
-def _run(pipe: Connection[Any, Any], work: Callable[..., None], *arguments: object) -> None:
+def _run(pipe: Connection[Any, Any], is_slow: bool, work: Callable[..., None], *arguments: object) -> None:
     # Ctrl-C goes to every process of the terminal; when it is over is for the first one to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EndedError):
-        work(Parent(pipe), *arguments)
+        work(Parent(pipe, is_slow), *arguments)
 
 
 def _hear(pipe: Connection[Any, Any], seconds: float) -> Message | None:

@@ -78,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from dped_live import build
 
                 return build.main(arguments[1:])
+            if arguments[:1] == ["bench"]:
+                from dped_live.bench import cli as bench
+
+                return bench.main(arguments[1:])
             if arguments[:1] in (["train"], ["evaluate"]):
                 from dped_live.training import cli as training
 
@@ -102,7 +106,8 @@ def _enhance_parser() -> argparse.ArgumentParser:
         prog="dped-live",
         description="Make photos and videos look as if a good camera had taken them.",
         epilog="Other commands: dped-live doctor (what works on this machine), dped-live cameras (list them), "
-        "dped-live models (list and fetch the networks), dped-live build (engines for NVIDIA cards), "
+        "dped-live models (list and fetch the networks), dped-live bench (how fast this machine is), "
+        "dped-live build (engines for NVIDIA cards), "
         "dped-live train (make one of your own from pairs of pictures) and dped-live evaluate (measure one); each has "
         "its own --help. "
         "An option's default can be set by an environment variable, DPED_LIVE_MODEL=sony for instance.",

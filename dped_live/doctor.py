@@ -229,7 +229,7 @@ def _network() -> Iterator[Check]:
 
     yield Check("torch", "ok", torch.__version__)
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
-    yield Check("processor", "ok", f"{_processor()}, {cores} cores; torch uses {torch.get_num_threads()} threads")
+    yield Check("processor", "ok", f"{processor()}, {cores} cores; torch uses {torch.get_num_threads()} threads")
     try:
         generator = weights.load(weights.LITE)
     except WeightsError as error:
@@ -239,8 +239,8 @@ def _network() -> Iterator[Check]:
     yield _computed("lite on CPU", backend, backend.description.removeprefix("CPU, "), _pip_install("torch"))
 
 
-def _processor() -> str:
-    """Its name, as the system tells it."""
+def processor() -> str:
+    """The processor's name, as the system tells it."""
     with contextlib.suppress(OSError):
         if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
             return found[1]

@@ -40,6 +40,7 @@ LAYERS = [
     {"pipeline", "ladder", "training"},
     {"live"},
     {"batch", "doctor"},
+    {"bench"},
     {"terminal"},
     {"report", "build"},
     {"cli"},
@@ -118,7 +119,7 @@ def test_cv2_is_imported_before_av(module: str) -> None:
     assert result.stdout.strip() in ("['cv2', 'av']", "['cv2']", "[]")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["build"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["build"], ["bench"]])
 def test_help_needs_neither_torch_nor_av(command: list[str]) -> None:
     code = (
         "import sys, dped_live.cli\n"

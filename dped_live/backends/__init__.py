@@ -171,7 +171,7 @@ def _device(name: str) -> torch.device:
 def _open_cpu(generator: Generator, precision: Precision) -> WholeBackend:
     why = ""
     if precision == "auto":
-        precision, why = ("bf16", ": this CPU has it") if _cpu_has_bf16() else ("fp32", ": this CPU has no fast bf16")
+        precision, why = ("bf16", ": this CPU has it") if cpu_has_bf16() else ("fp32", ": this CPU has no fast bf16")
     if precision == "fp16":
         raise BackendError("fp16 is for GPUs; on a CPU use --precision bf16 or fp32")
     from dped_live.backends.torch_cpu import TorchCpuBackend
@@ -179,7 +179,8 @@ def _open_cpu(generator: Generator, precision: Precision) -> WholeBackend:
     return TorchCpuBackend(generator, _TYPES[precision], f"CPU, {precision}{why}")
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16, without which it is slower than fp32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
 

@@ -1,0 +1,1 @@
+"""How fast this machine is: `dped-live bench`."""
