@@ -99,7 +99,11 @@ class TiledBackend:
         self, levels: Tensor, statistics: Statistics | None = None
     ) -> tuple[Tensor, Tensor | None] | None:
         """See backends.BytesBackend; what does not fit goes by `enhance`, and that in tiles."""
-        if isinstance(self._backend, BytesBackend) and self._fits(levels.permute(2, 0, 1)[None]):
+        if not isinstance(self._backend, BytesBackend):
+            return None
+        image = levels.permute(2, 0, 1)[None]
+        self._plan(image)
+        if self._fits(image):
             try:
                 return self._backend.enhance_bytes(levels, statistics)
             except TooLargeError as error:
