@@ -232,6 +232,17 @@ def test_triton_kernels_on_a_card(channels: int, size: tuple[int, int]) -> None:
     assert worked
 
 
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_an_overflow_is_seen_whatever_computes_it(is_exact: bool) -> None:
+    generator = random_generator(64, 4)
+    next(generator.tail.parameters()).detach().mul_(1e6)
+    backend = open_backend(generator, "cuda", tile="off", runner="torch")
+    own = several_statistics(64, 4, 1)[0]
+    for _ in range(3):
+        enhanced = backend.enhance(noise(90, 160).cuda(), None if is_exact else own)
+        assert not enhanced.isfinite().all()
+
+
 def test_memory_is_flat_while_sizes_and_statistics_change() -> None:
     backend = torch_backend(32, 2)
     given = several_statistics(32, 2, 4)

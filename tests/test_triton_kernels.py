@@ -72,6 +72,15 @@ def test_a_3x3_layer(kernels: ModuleType, size: tuple[int, int], skipped: bool) 
 
 
 @interpreted
+def test_a_3x3_layer_in_fp8(kernels: ModuleType) -> None:
+    x, weight, bias = random(1, 16, 6, 35).to(torch.float8_e4m3fn), random(16, 16, 3, 3), random(16).float()
+    small, multiplier = weight.to(torch.float8_e4m3fn), torch.linspace(0.05, 0.2, 16)
+    product = F.conv2d(x.float(), small.float(), padding=1) * multiplier[:, None, None]
+    result = kernels.convolve(x, small, bias, kernels.Tiling(32, 4, 1), multiplier=multiplier, out_type=torch.half)
+    close(result, F.relu(product + bias[:, None, None]))
+
+
+@interpreted
 @pytest.mark.parametrize("size", SIZES)
 def test_a_layer_normalises_and_measures(kernels: ModuleType, size: tuple[int, int]) -> None:
     x, weight = random(1, 16, *size), random(16, 16, 3, 3) / 12
@@ -187,7 +196,7 @@ def by_kernels(kernels: ModuleType, weights: StaticWeights) -> Ways:
 @pytest.mark.skipif(IS_INTERPRETED, reason="nothing is compiled in the interpreter's process")
 @pytest.mark.parametrize("capability", [80, 89, 90])
 def test_kernels_compile_for_a_card(kernels: ModuleType, capability: int, tmp_path: Path) -> None:
-    """And the 3x3 layer uses the matrix units, without spilling registers where the card has room for its tiling."""
+    """And the 3x3 layer uses the matrix units, in the shared memory that the card has."""
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(tmp_path)
         tiling = kernels.MIDDLE_TILINGS[0 if capability == 90 else 4]
@@ -206,6 +215,7 @@ def test_kernels_compile_for_a_card(kernels: ModuleType, capability: int, tmp_pa
             measured=False,
         )
         assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in layer.asm["ptx"]
+        assert "max.NaN.f32" in layer.asm["ptx"]  # the interpreter's maximum keeps what is not a number in any case
         assert layer.metadata.shared <= {80: 166_912, 89: 101_376, 90: 232_448}[capability]
         parts = {"x": "*fp16", "weight": "*fp16", "parts": "*fp32"}
         tiling = kernels.LAST_TILINGS[0]

@@ -372,6 +372,7 @@ def convolve(
     x: (1, C, H, W), C a power of two from 16 up. weight: (C, C, 3, 3) of x's type. bias: (C), float32. multiplier: (C),
     float32, of the convolution before the bias, for weights in FP8. out_type: x's, unless given.
     """
+    x, skip = _laid_out(x), None if skip is None else _laid_out(skip)
     result = torch.empty_like(x, dtype=out_type)
     _launch(x, weight, bias, result, tiling, skip=skip, multiplier=multiplier)
     return result
@@ -395,6 +396,7 @@ def convolve_and_measure(
     before: the norm, followed by a ReLU, that x still waits for. scale, offset: the norm's learnt parameters, (C),
     float32.
     """
+    x = _laid_out(x)
     height, width = x.shape[2:]
     channels = x.shape[1]
     result = torch.empty_like(x)
@@ -427,6 +429,7 @@ def convolve_and_measure(
 
 def join(x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     """x + ReLU(norm(y)): the end of a residual block."""
+    x, y = _laid_out(x), _laid_out(y)
     result = torch.empty_like(x)
     at_once = 1024
     _join[(triton.cdiv(x.numel(), at_once),)](
@@ -480,6 +483,7 @@ def convolve_last(x: Tensor, weight: Tensor, bias: Tensor, tiling: Tiling) -> Te
 
     Returns (1, 3, H, W), float32.
     """
+    x = _laid_out(x)
     height, width = x.shape[2:]
     parts = torch.empty((height, 3 * WIDE, width), device=x.device)
     strips, rows, segments = _cut(height, width, tiling, x.device, halo=2 * _MARGIN)
@@ -501,6 +505,11 @@ def convolve_last(x: Tensor, weight: Tensor, bias: Tensor, tiling: Tiling) -> Te
     pixels = 512
     _finish[(triton.cdiv(width, pixels), height, 3)](parts, bias, result, height, width, pixels=pixels)
     return result
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """As the kernels read it. What cuDNN gives is so already, but for pictures of one row it need not be."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _launch(
