@@ -428,6 +428,10 @@ class TorchCudaBackend:
 
     def _choose(self, padded: Tensor, height: int, width: int, is_exact: bool) -> None:
         size = _magnitude(height, width)
+        if self._kernels is not None:
+            self._tell(
+                "trying kernels of cuDNN and Triton on this card; they are compiled once, which takes some seconds"
+            )
         if size not in self._ways:
             first = self._fastest("first", self._first, lambda way: way(padded, height, width))
             x = self._first[first](padded, height, width)

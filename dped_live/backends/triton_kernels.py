@@ -10,6 +10,8 @@ The exact statistics are gathered on the way, of what is stored: each program ke
 every column of its strip, by Welford's recurrence, and one kernel pools the programs' in a fixed order. Nothing is
 added atomically, so results are the same each time.
 
+Numbers of pixels are not specialised: a kernel is compiled once for all sizes.
+
 Importing this needs Triton, which comes with torch's CUDA builds on Linux. TRITON_INTERPRET=1, set before, runs the
 kernels on a CPU.
 """
@@ -93,7 +95,7 @@ def _read(x, at, is_inside, gain, shift, normalised: tl.constexpr):
     return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "rows"])
 def _convolve3x3(
     x,
     weight,
@@ -192,7 +194,7 @@ def _pixels_of(program, strips, rows, height, width, pixels: tl.constexpr):
     return (tall * tl.minimum(pixels, width - program % strips * pixels)).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "strips", "rows", "height", "width"])
 def _pool(
     means,
     squares,
@@ -239,7 +241,7 @@ def _pool(
     tl.store(shift + channel, tl.load(offset + channel) - common * factor)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["values"])
 def _join(x, y, gain, shift, joined, values, channels: tl.constexpr, at_once: tl.constexpr):
     """x + ReLU(gain * y + shift)."""
     at = tl.program_id(0).to(tl.int64) * at_once + tl.arange(0, at_once)
@@ -251,7 +253,7 @@ def _join(x, y, gain, shift, joined, values, channels: tl.constexpr, at_once: tl
     tl.store(joined + at, total.to(joined.dtype.element_ty), mask=is_inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "length", "rows"])
 def _convolve_first(
     picture,
     weight,
@@ -293,7 +295,7 @@ def _part(weight, dy: tl.constexpr, channels: tl.constexpr, taps: tl.constexpr):
     return tl.load(weight + (dy * channels + inner) * taps + tl.arange(0, taps)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "rows"])
 def _convolve_last(
     x,
     weight,
@@ -341,7 +343,7 @@ def _convolve_last(
         sum4, sum3, sum2, sum1 = sum3, sum2, sum1, sum0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def _finish(parts, bias, result, height, width, pixels: tl.constexpr):
     """The horizontal sum of one row of one colour, and the tanh that ends the network."""
     column = tl.program_id(0) * pixels + tl.arange(0, pixels)
