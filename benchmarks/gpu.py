@@ -11,7 +11,9 @@ and backend, with a scene's statistics, as for a video:
     error       of a 320x180 part: PSNR against float32 on the CPU, and the greatest difference in levels of 255
     memory      GB of the card that are taken
 
-Then the whole program on a clip, from decoding to encoding, by the CPU's codecs and by the card's.
+Then cuda_layers.py's report on DPED's network by torch, and the whole program on a clip, from decoding to encoding, by
+the CPU's codecs and by the card's: the difference between a long and a short clip, which leaves out the start; and its
+slowest stage alone. All of it takes less than ten minutes.
 """
 
 from __future__ import annotations
@@ -36,13 +38,19 @@ from dped_live.backends import Backend, Runner, open_backend
 from dped_live.enhance import Enhancer
 from dped_live.errors import DpedError
 from dped_live.frame import PIXEL_FORMATS, Frame, VideoFormat
+from dped_live.generator import Generator
 from dped_live.network import Network
 from dped_live.scene_statistics import ScenePolicy, SceneStatistics
 from dped_live.statistics import Statistics
 
+import cuda_layers
+
 _RUNNERS: tuple[Runner, ...] = ("torch", "tensorrt")
 
 _WARM_UP = 10
+
+_CLIPS = (5, 25)
+"""Seconds."""
 
 _CODECS = {
     "the CPU's codecs": (),
@@ -71,13 +79,21 @@ def main() -> int:
             width, height = map(int, size.split("x"))
             for runner in _RUNNERS:
                 print(f"| {model} | {size} | {_row(network, runner, width, height, options.frames)} |", flush=True)
-    print("\n| the whole program, lite, 1280x720 | frames, 1/s |")
-    print("|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "clip.mp4")
-        count = _enlarged(options.clip, source, 10)
-        for name, arguments in _CODECS.items():
-            print(f"| {name} | {_whole_program(source, count, arguments)} |", flush=True)
+        if isinstance(network, Generator):
+            print()
+            for line in cuda_layers.report(network, [cuda_layers.as_size(size) for size in options.sizes]):
+                print(line, flush=True)
+    for model in options.models:
+        print(f"\n| the whole program, {model}, 1280x720 | frames, 1/s |")
+        print("|---|---|")
+        with tempfile.TemporaryDirectory() as folder:
+            clips = {seconds: Path(folder, f"{seconds}.mp4") for seconds in _CLIPS}
+            for seconds, clip in clips.items():
+                _enlarged(options.clip, clip, seconds)
+            for name, fps in _stages(weights.load(model), clips[_CLIPS[0]]).items():
+                print(f"| {name} alone | {fps:.0f} |", flush=True)
+            for name, arguments in _CODECS.items():
+                print(f"| {name} | {_whole_program(clips, model, arguments)} |", flush=True)
     return 0
 
 
@@ -183,15 +199,43 @@ def _enlarged(clip: Path, out: Path, seconds: int) -> int:
     return count
 
 
-def _whole_program(source: Path, count: int, arguments: tuple[str, ...]) -> str:
-    out = source.with_name("out.mp4")
-    command = [sys.executable, "-m", "dped_live", str(source), "-y", "-q", "-o", str(out), *arguments]
+def _stages(network: Network, clip: Path) -> dict[str, float]:
+    """Frames a second of each stage of the whole program with the CPU's codecs."""
     began = time.perf_counter()
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    return (
-        f"{count / seconds:.0f}, its start of some seconds included" if not result.returncode else result.stderr.strip()
-    )
+    with av.open(f"file:{clip}") as source:
+        source.streams.video[0].thread_type = "AUTO"
+        pictures = [frame.to_ndarray() for frame in source.decode(video=0)]
+    decoded = len(pictures) / (time.perf_counter() - began)
+    backend = open_backend(network, "cuda", tile="off", notify=_tell)
+    scene = backend.statistics(_picture(180, 320).cuda())
+    enhanced, _ = _frame_times(backend, scene, 1280, 720, 100)
+    began = time.perf_counter()
+    with av.open(str(clip.with_name("encoded.mp4")), "w") as target:
+        stream = target.add_stream("libx264", 30, options={"preset": "veryfast", "crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for number, planes in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(planes, "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 30)
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    encoded = len(pictures) / (time.perf_counter() - began)
+    return {"decoding": decoded, "planes to planes by the network": enhanced, "encoding": encoded}
+
+
+def _whole_program(clips: dict[int, Path], model: str, arguments: tuple[str, ...]) -> str:
+    """clips: by their seconds."""
+    taken = {}
+    # The first run may build engines and compile kernels, and does not count.
+    for seconds, clip in (next(iter(clips.items())), *clips.items()):
+        out = clip.with_name("out.mp4")
+        command = [sys.executable, "-m", "dped_live", str(clip), "-y", "-q", "--model", model, "-o", str(out)]
+        began = time.perf_counter()
+        result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        if result.returncode:
+            return result.stderr.strip()
+        taken[seconds] = time.perf_counter() - began
+    (short, least), (long, most) = taken.items()
+    return f"{30 * (long - short) / (most - least):.0f}"
 
 
 if __name__ == "__main__":

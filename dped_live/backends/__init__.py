@@ -192,14 +192,18 @@ def _open_cuda(
     runner: Runner,
     notify: Callable[[str], None],
 ) -> WholeBackend:
+    from dped_live.backends.torch_cuda import TorchCudaBackend
     from dped_live.backends.torch_module import TorchModuleBackend
 
     chosen: Precision = "fp16" if precision == "auto" else precision
     if runner == "tensorrt" and chosen != "fp16":
         raise BackendError(f"--backend tensorrt computes in fp16, not in {chosen}; use --backend torch")
     name = torch.cuda.get_device_name(device)
-    beside = TorchModuleBackend(generator, device, _TYPES[chosen], f"{name}, {chosen}")
-    engines = _engines(generator, device, runner, notify) if chosen == "fp16" else None
+    modules = TorchModuleBackend(generator, device, _TYPES[chosen], f"{name}, {chosen}")
+    if chosen != "fp16":
+        return modules
+    beside = TorchCudaBackend(generator, modules, notify)
+    engines = _engines(generator, device, runner, notify)
     if engines is None:
         return beside
     from dped_live.backends.tensorrt import TensorRtBackend

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dped_live.backends import engine, engine_export
+from dped_live.backends import WholeBackend, engine, engine_export
 from dped_live.backends.engine import EngineKey, Form, Mode, Package
 from dped_live.backends.engine_run import RunningEngine, UnusableEngineError, check_memory
 from dped_live.backends.table import TableBackend
-from dped_live.backends.torch_module import TorchModuleBackend, is_finite, memory_error
+from dped_live.backends.torch_module import is_finite, memory_error
 from dped_live.errors import BackendError, TooLargeError
 from dped_live.generator import WHOLE, Generator, Region
 from dped_live.network import Network
@@ -221,7 +221,7 @@ class TensorRtBackend:
 
     shares = False
 
-    def __init__(self, generator: Generator, beside: TorchModuleBackend, engines: Engines) -> None:
+    def __init__(self, generator: Generator, beside: WholeBackend, engines: Engines) -> None:
         self.device = beside.device
         self.description = f"{beside.description}, {engines.package.title}"
         self.bytes_per_pixel = beside.bytes_per_pixel
@@ -232,7 +232,7 @@ class TensorRtBackend:
         self._shift = generator.norm_shift.detach().float().to(self.device)
 
     @property
-    def in_float32(self) -> TorchModuleBackend | None:
+    def in_float32(self) -> WholeBackend | None:
         return self._beside.in_float32
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
