@@ -25,23 +25,31 @@ _PATIENCE = 10.0
 
 
 class Probe:
-    """An output that notes of each new picture its number, when it came, on the clock of time.monotonic(), and its age
-    then, in seconds from when it was due at the source. A picture that is shown twice, late or not at all is seen as
-    such, for the number is read out of its pixels."""
+    """An output that notes of each new picture its number, when it had been taken, on the clock of time.monotonic(),
+    and its age then, in seconds from when it was due at the source. A picture that is shown twice, late or not at all is
+    seen as such, for the number is read out of its pixels.
 
-    name = "probe"
-    on_main_thread = False
-    steady = False
-    seconds_between = 0.5
-    capacity = 1
-    notice: str | None = None
+    sink: an output that is to take them first; belongs to this then.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, sink: LiveSink | None = None) -> None:
+        self._sink = sink
+        self.name = "probe" if sink is None else sink.name
+        self.on_main_thread = sink is not None and sink.on_main_thread
+        self.steady = sink is not None and sink.steady
+        self.seconds_between = 0.5 if sink is None else sink.seconds_between
+        self.capacity = 1 if sink is None else sink.capacity
         self.numbers: list[int] = []
         self.moments: list[float] = []
         self.ages: list[float] = []
 
-    def write(self, picture: LivePicture, stats: LiveStats) -> None:  # noqa: ARG002
+    @property
+    def notice(self) -> str | None:
+        return None if self._sink is None else self._sink.notice
+
+    def write(self, picture: LivePicture, stats: LiveStats) -> None:
+        if self._sink is not None:
+            self._sink.write(picture, stats)
         now = time.monotonic()
         number = frame_number(picture.after)
         if not self.numbers or number != self.numbers[-1]:
@@ -50,14 +58,19 @@ class Probe:
             self.ages.append(now - picture.captured_at)
 
     def close(self) -> None:
-        pass
+        if self._sink is not None:
+            self._sink.close()
 
 
 def watched(
-    source: LiveSource, ladder: Ladder, controls: Controls, notify: Callable[[str], None]
+    source: LiveSource,
+    ladder: Ladder,
+    controls: Controls,
+    notify: Callable[[str], None],
+    sink: LiveSink | None = None,
 ) -> tuple[LiveRun, Probe]:
-    """A live run whose only output is a Probe."""
-    probe = Probe()
+    """A live run whose only output is a Probe, of another one if there is one."""
+    probe = Probe(sink)
     run = LiveRun(
         source, ladder, [probe], controls, recording=_no_recording, screenshot=lambda _: Path(), notify=notify
     )
