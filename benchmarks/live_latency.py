@@ -138,9 +138,7 @@ def main() -> None:
     parser.add_argument("--model", default=weights.LITE)
     parser.add_argument("--output", nargs="+", default=["none"], choices=OUTPUTS)
     options = parser.parse_args()
-    print(
-        "| output | | size | fps out | ms p50 | p95 | p99 | not shown | p50, first to second half | MB, first to second half |"
-    )
+    print("| output | | size | fps out | ms p50 | p95 | p99 | not shown | p50, first to second half | MB, by halves |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for output in options.output:

@@ -26,8 +26,8 @@ _PATIENCE = 10.0
 
 class Probe:
     """An output that notes of each new picture its number, when it had been taken, on the clock of time.monotonic(),
-    and its age then, in seconds from when it was due at the source. A picture that is shown twice, late or not at all is
-    seen as such, for the number is read out of its pixels.
+    and its age then, in seconds from when it was due at the source. A picture that is shown twice, late or not at all
+    is seen as such, for the number is read out of its pixels.
 
     sink: an output that is to take them first; belongs to this then.
     """
