@@ -60,7 +60,7 @@ class TorchCpuBackend:
         self._residual = [weight.detach() for weight in generator.residual_weights]
         self._first = self._weights(generator.first.weight, generator.first.bias)
         self._tail = [self._weights(c.weight, c.bias) for c in generator.tail if isinstance(c, nn.Conv2d)]
-        self._last = self._weights(*_four_pixels_at_once(generator.last.weight, generator.last.bias))
+        self._last = self._weights(*four_pixels_at_once(generator.last.weight, generator.last.bias))
         # A layer from r to r moves the picture up by a row; there are B + 1 of them, then a 9x9 layer reads 4 above.
         self._margin = generator.blocks + 1 + 4
         self._memory = torch.empty(0, dtype=precision)
@@ -90,6 +90,10 @@ class TorchCpuBackend:
         norm = before.mean.shape[1]
         with torch.inference_mode():
             return _as_statistics(islice(self._run(image, image, before, interior=interior), norm, norm + 1))
+
+    def release(self) -> None:
+        """Give the buffers' memory back; the next picture allocates them anew."""
+        self._memory = self._memory.new_empty(0)
 
     def _run(
         self,
@@ -272,7 +276,7 @@ def _store(values: Tensor, target: Tensor, activate: bool) -> None:
         target.copy_(values)
 
 
-def _four_pixels_at_once(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def four_pixels_at_once(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The 9x9 layer to 3 channels as a 10x10 one with stride 2 to 12, in the order of pixel_shuffle.
 
     Exactly the same sums; with 3 output channels a processor's vector units stay empty, with 12 they do not.
