@@ -23,7 +23,7 @@ def picture(height: int, width: int) -> Tensor:
 
 
 def opened(tile: Tile, precision: Precision = "fp32") -> Backend:
-    return open_backend(GENERATOR, "cpu", precision, tile)
+    return open_backend(GENERATOR, "cpu", precision, tile, runner="torch")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -137,12 +137,12 @@ def test_memory_that_runs_out_in_the_middle_of_a_picture_spoils_nothing(monkeypa
 def test_auto_plans_tiles_for_what_does_not_fit_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     image, lines = picture(150, 200), list[str]()
     whole = opened("off").enhance(image)
-    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append)
+    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append, "torch")
     assert torch.equal(backend.enhance(image), whole)
     assert lines == []
     monkeypatch.setattr(tiled, "_HOST_BYTES", 0)
     monkeypatch.setattr(tiled, "_TILE_BYTES", (2 * 16 * 4 + 48) * 136**2)  # 100 and two halos of 18
-    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append)
+    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append, "torch")
     assert (backend.enhance(image) - whole).abs().max() < 1e-5
     assert not torch.equal(backend.enhance(image), whole)
     assert len(lines) == 1

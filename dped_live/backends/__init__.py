@@ -213,7 +213,7 @@ def _by_openvino(
     *,
     in_8_bits: bool = False,
 ) -> Backend:
-    """target: OpenVINO's name of a device. Raises BackendError where that or OpenVINO is not there, or does not work."""
+    """target: OpenVINO's name of a device. Raises BackendError where that or OpenVINO is not there or does not work."""
     if find_spec("openvino") is None:
         raise BackendError("OpenVINO is not installed; type: pip install openvino, or use --backend torch")
     # On import it reports to Google Analytics, unless its telemetry is not there.

@@ -30,8 +30,8 @@ class GeneratorGraph:
     """A generator for pictures of one size.
 
     ranges: what the 3x3 convolutions are to take at most, in their order; they then compute in 8 bits. None: in the
-    precision of the rest. in_bf16: the graph will be run in bf16. Of that a picture has too many digits, and rounding
-    them is most of what bf16 costs in exactness; so the first layer gets what is rounded away as three more channels.
+    precision of the rest. splits: a picture has more digits than bf16, and rounding it is most of what bf16 costs in
+    exactness; so the first layer gets what is rounded away as three more channels.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class GeneratorGraph:
         norm: Norm,
         height: int,
         width: int,
-        in_bf16: bool = False,
+        splits: bool = False,
         ranges: Sequence[float] | None = None,
     ) -> None:
         self._ranges = ranges
@@ -52,7 +52,7 @@ class GeneratorGraph:
 
         weight = _array(generator.first.weight)
         picture: ov.Node = image
-        if in_bf16:
+        if splits:
             rounded = ops.convert(ops.convert(image, "bf16"), "f32")
             picture = ops.concat([rounded, ops.subtract(image, rounded)], 1)
             weight = np.concatenate((weight, weight), axis=1)
