@@ -421,10 +421,10 @@ def _enhance(arguments: list[str]) -> int:
         network = weights.load(options.model, progress=fetched, notify=report.tell)
     digest = weights.digest(network)  # now: the backend may change what it is given
     # A photo takes less time by torch than its engine to be built, and the next one has another size.
-    only_photos = all(job.is_photo for job in plan.jobs)
-    is_free = options.backend == "auto" and options.precision != "int8" and not options.device.startswith("openvino:")
-    runner: Runner = "torch" if only_photos and is_free else options.backend
-    backend = open_backend(network, options.device, options.precision, options.tile, report.tell, runner)
+    engines = not all(job.is_photo for job in plan.jobs)
+    backend = open_backend(
+        network, options.device, options.precision, options.tile, report.tell, options.backend, engines=engines
+    )
     report.ready(backend.description)
     settings = batch.Settings(
         follow=_filter_of(options.model) if options.follow == "on" else None,

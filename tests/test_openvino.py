@@ -107,6 +107,9 @@ def test_graphs_are_kept_while_there_is_room(module: ModuleType, monkeypatch: py
     kept = requests["given", 40, 60]
     backend.enhance(picture(40, 60), GENERATOR.statistics(picture(9, 9)))
     assert requests["given", 40, 60] is kept
+    for width in range(1, 9):
+        backend.enhance(picture(2, width), statistics)
+    assert list(requests) == [("given", 2, width) for width in range(5, 9)]
     backend.statistics(picture(60, 60))  # by torch, whose buffers need the room
     assert not requests
 

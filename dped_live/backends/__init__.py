@@ -90,6 +90,8 @@ def open_backend(
     tile: Tile = "auto",
     notify: Callable[[str], None] = lambda _line: None,
     runner: Runner = "auto",
+    *,
+    engines: bool = True,
 ) -> Backend:
     """Put a network on a device.
 
@@ -102,6 +104,7 @@ def open_backend(
     network needs little memory, and no tiles.
     runner: "auto" is TensorRT on a GPU where it is installed and the precision is that of its engines, and OpenVINO on
     a CPU where that is installed, for generators; where it then cannot be used, `notify` is told why, once.
+    engines: False keeps "auto" from TensorRT, whose engines are for few sizes.
     An explicit choice is honoured or raises BackendError.
     """
     if device.startswith("openvino:"):
@@ -117,6 +120,8 @@ def open_backend(
 
         raise refusal_without_cuda()
     target = _device(device)
+    if target.type == "cuda" and runner == "auto" and not engines:
+        runner = "torch"
     if isinstance(network, TableNetwork):
         if precision not in ("auto", "fp32"):
             raise BackendError(f"networks like lite compute in fp32 only, not in {precision}; use --precision fp32")
@@ -125,12 +130,12 @@ def open_backend(
         from dped_live.backends.table import TableBackend
 
         beside = TableBackend(network, target)
-        engines = _engines(network, target, runner, notify)
-        if engines is None:
+        loaded = _engines(network, target, runner, notify)
+        if loaded is None:
             return beside
         from dped_live.backends.tensorrt import TensorRtTableBackend
 
-        return TensorRtTableBackend(beside, engines)
+        return TensorRtTableBackend(beside, loaded)
     if target.type == "cpu":
         return _open_cpu(network, precision, tile, notify, runner)
     return _in_tiles(_open_cuda(network, target, precision, runner, notify), network, tile, notify)
@@ -260,6 +265,8 @@ def _open_cuda(
     from dped_live.backends.torch_module import TorchModuleBackend
 
     chosen: Precision = "fp16" if precision == "auto" else precision
+    if chosen == "int8":
+        raise BackendError("--precision int8 is for CPUs; use --device cpu, or --precision fp16")
     if runner == "tensorrt" and chosen != "fp16":
         raise BackendError(f"--backend tensorrt computes in fp16, not in {chosen}; use --backend torch")
     name = torch.cuda.get_device_name(device)

@@ -6,7 +6,7 @@ does, where the zeros around it belong. So there is one graph, and a bounded mem
 statistics are inputs of the graph: a new scene needs no compiling.
 
 A picture that fits into one tile can be normalised by its own statistics, too. For larger ones torch needs less memory,
-and it is torch that measures: in OpenVINO's sums are too few digits.
+and it is torch that measures: OpenVINO's sums have too few digits for float32.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ tiles would win is in benchmarks/NOTES.md."""
 
 _LIVING = 4
 """So many activations are in memory at once, as measured."""
+
+_MOST_GRAPHS = 4
+"""A camera or a video needs one or two; photos are of many sizes."""
 
 _LEAST_INTERIOR = 64
 """Tiles that are less high are not thought of, unless there is no other way."""
@@ -154,7 +157,9 @@ class OpenVinoBackend:
         key = norm, height, width
         if (request := self._requests.pop(key, None)) is None:
             self._whole.release()
-            while self._requests and height * width + self._kept_pixels() > self._most_pixels:
+            while self._requests and (
+                len(self._requests) == _MOST_GRAPHS or height * width + self._kept_pixels() > self._most_pixels
+            ):
                 del self._requests[next(iter(self._requests))]
             # Beside the error of 8 bits what bf16 takes off the picture does not count.
             splits = self._precision == "bf16" and self._ranges is None
@@ -186,7 +191,7 @@ class OpenVinoBackend:
         _input(request, IMAGE).copy_(picture)
         request.infer()
         enhanced, *largest = (tensor.data for tensor in request.output_tensors)
-        return torch.from_numpy(enhanced.copy()), [max(float(value), 1e-6) for value in largest]
+        return torch.from_numpy(enhanced.copy()), [float(value) for value in largest]
 
     def _cuts(self, image: Tensor) -> tuple[list[_Cut], list[_Cut]]:
         """The tiles of a picture, as rows and columns."""

@@ -96,7 +96,7 @@ class GeneratorGraph:
         values = _constant(_array(weight))
         if self._ranges is not None:
             x = _in_steps(x, np.zeros(1), np.array(self._ranges[layer]), 256)
-            largest = np.abs(_array(weight)).max(axis=(1, 2, 3), keepdims=True).clip(1e-30)
+            largest = np.abs(_array(weight)).max(axis=(1, 2, 3), keepdims=True)
             values = _in_steps(values, -largest, largest, 255)
         return _convolution(x, values, 1)
 
