@@ -1,10 +1,12 @@
-"""The CPU backend against a plain port, side by side in one run.
+"""The CPU backends against a plain port, side by side in one run.
 
     python benchmarks/cpu_backend.py [--size 1280x720] [--rounds 3] [--model iphone]
 
 Both plain ports follow models.py line by line in eager PyTorch, float32, NCHW: one with the norm written out as
-there, one with torch's InstanceNorm2d. Rounds are interleaved, and the best of each counts, because the machine is
-shared. Also printed: the share of this machine's matmul peak, peak memory, and the agreement with float32.
+there, one with torch's InstanceNorm2d. Ours run with each picture's own statistics, as for photos, and with given ones,
+as for videos; by torch and, where it is installed, by OpenVINO. Rounds are interleaved, and the best of each counts,
+because the machine is shared. Also printed: the share of this machine's matmul peak (int8: of bf16's), peak memory, and
+the agreement with float32.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dped_live import weights
-from dped_live.backends import open_backend
+from dped_live.backends import Precision, Runner, open_backend
 from dped_live.bench.work import multiply_adds, random_generator
 from dped_live.generator import Generator
+from dped_live.statistics import Statistics
 
 CHANNELS, BLOCKS = 64, 4
 
@@ -78,12 +83,22 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def runners(generator: Generator) -> dict[str, Callable[[Tensor], Tensor]]:
+CHOICES: list[tuple[Runner, Precision]] = [("torch", "fp32"), ("torch", "bf16")]
+if find_spec("openvino") is not None:
+    CHOICES += [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")]
+
+
+def runners(generator: Generator, given: Statistics) -> dict[str, Callable[[Tensor], Tensor]]:
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    for runner, precision in CHOICES:
+        # One of each, for all that one keeps takes the other's room.
+        for name, statistics in (("own statistics", None), ("given", given)):
+            backend = open_backend(generator, "cpu", precision, runner=runner)
+            found[f"{runner}, {precision}, {name}"] = partial(backend.enhance, statistics=statistics)
     return {
         "plain port, norm written out": PlainPort(generator, module_norm=False),
         "plain port, InstanceNorm2d": PlainPort(generator, module_norm=True),
-        "ours, fp32": open_backend(generator, "cpu", "fp32").enhance,
-        "ours, bf16": open_backend(generator, "cpu", "bf16").enhance,
+        **found,
     }
 
 
@@ -101,13 +116,15 @@ def main() -> None:
     generator = weights.load(options.model) if options.model else random_generator(CHANNELS, BLOCKS)
     if not isinstance(generator, Generator):
         parser.error(f"{options.model} is not DPED's kind of network")
-    chosen = runners(generator)
     with torch.inference_mode():
         if options.memory_of:
+            nothing = torch.zeros(1, generator.norms, generator.channels)
+            chosen = runners(generator, Statistics(nothing, nothing + 1))
             before = resident_peak()
             chosen[options.memory_of](image)
             print(resident_peak() - before)
             return
+        chosen = runners(generator, open_backend(generator, "cpu", "fp32", runner="torch").statistics(image))
         outputs = {name: run(image) for name, run in chosen.items()}
         best = dict.fromkeys(chosen, float("inf"))
         for _ in range(options.rounds):
@@ -118,17 +135,18 @@ def main() -> None:
     print("matmul: " + ", ".join(f"{name} {peak:.0f} GFLOP/s" for name, peak in peaks.items()) + "\n")
     slowest = best["plain port, norm written out"]
     exact = outputs["plain port, norm written out"]
-    print("| | s a frame | s/MP | times the plain port | of matmul | dB to float32 | extra MB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| | s a frame | s/MP | times the plain port | of matmul | dB to float32 | levels off | extra MB |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, seconds in best.items():
         command = [sys.executable, __file__, "--size", options.size, "--memory-of", name]
         memory = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         rate = 2 * multiply_adds(generator) * width * height / seconds / 1e9
-        share = rate / peaks["bf16" if "bf16" in name else "fp32"]
-        psnr = -10 * torch.log10((outputs[name] - exact).square().mean() + 1e-15)
+        share = rate / peaks["bf16" if "bf16" in name or "int8" in name else "fp32"]
+        error = (outputs[name] - exact).abs()
+        psnr = -10 * torch.log10(error.square().mean() + 1e-15)
         print(
             f"| {name} | {seconds:.2f} | {seconds / width / height * 1e6:.2f} | {slowest / seconds:.2f} "
-            f"| {100 * share:.0f} % | {psnr:.0f} | {memory:.0f} |"
+            f"| {100 * share:.0f} % | {psnr:.0f} | {255 * error.max():.2f} | {memory:.0f} |"
         )
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,13 @@ ORIGINAL = Path(__file__).with_name("tensorflow_original.py")
 
 def backends(generator: Generator, image: Tensor) -> dict[str, Callable[[], Tensor]]:
     """What runs here, each with the picture's own statistics and with given ones."""
-    chosen: list[tuple[str, Runner, Precision]] = [("torch, fp32", "torch", "fp32"), ("torch, bf16", "torch", "bf16")]
+    chosen: list[tuple[Runner, Precision]] = [("torch", "fp32"), ("torch", "bf16")]
+    if find_spec("openvino") is not None:
+        chosen += [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")]
     statistics = open_backend(generator, "cpu", "fp32", runner="torch").statistics(image)
     runs: dict[str, Callable[[], Tensor]] = {}
-    for name, runner, precision in chosen:
+    for runner, precision in chosen:
+        name = f"{runner}, {precision}"
         backend = open_backend(generator, "cpu", precision, runner=runner)
         runs[f"{name}, own"] = lambda backend=backend: backend.enhance(image)  # type: ignore[misc]
         runs[f"{name}, given"] = lambda backend=backend: backend.enhance(image, statistics)  # type: ignore[misc]

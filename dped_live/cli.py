@@ -206,20 +206,25 @@ def _enhance_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("compute")
     group.add_argument(
-        "--device", metavar="auto|cpu|cuda[:N]", default="auto", help="what computes (default: %(default)s)"
+        "--device",
+        metavar="auto|cpu|cuda[:N]|openvino:GPU[.N]|openvino:NPU",
+        default="auto",
+        help="what computes; openvino: Intel's graphics and neural processors (default: %(default)s)",
     )
     group.add_argument(
         "--backend",
-        choices=["auto", "torch", "tensorrt"],
+        choices=["auto", "torch", "tensorrt", "openvino"],
         default="auto",
-        help="what runs the network on an NVIDIA card: tensorrt, by engines, which are built when they are first "
-        "needed; or torch (default: %(default)s: TensorRT for videos and live pictures where it is there and works)",
+        help="what runs the network: on an NVIDIA card tensorrt, by engines, which are built when they are first "
+        "needed; on a CPU openvino; or torch (default: %(default)s: for videos and live pictures TensorRT and OpenVINO "
+        "where they are there and work)",
     )
     group.add_argument(
         "--precision",
-        choices=["auto", "fp32", "bf16", "fp16"],
+        choices=["auto", "fp32", "bf16", "fp16", "int8"],
         default="auto",
-        help="fp32 is exact; the others are faster and differ by one or two of 255 levels "
+        help="fp32 is exact; bf16 and fp16 are faster and differ by one or two of 255 levels; int8, by OpenVINO on a "
+        "CPU, is the fastest and says how much it differs "
         "(default: %(default)s: fp16 on a GPU, bf16 on a CPU that has it, else fp32)",
     )
     group.add_argument(
@@ -421,9 +426,10 @@ def _enhance(arguments: list[str]) -> int:
         network = weights.load(options.model, progress=fetched, notify=report.tell)
     digest = weights.digest(network)  # now: the backend may change what it is given
     # A photo takes less time by torch than its engine to be built, and the next one has another size.
-    only_photos = options.backend == "auto" and all(job.is_photo for job in plan.jobs)
-    runner: Runner = "torch" if only_photos else options.backend
-    backend = open_backend(network, options.device, options.precision, options.tile, report.tell, runner)
+    engines = not all(job.is_photo for job in plan.jobs)
+    backend = open_backend(
+        network, options.device, options.precision, options.tile, report.tell, options.backend, engines=engines
+    )
     report.ready(backend.description)
     settings = batch.Settings(
         follow=_filter_of(options.model) if options.follow == "on" else None,
@@ -515,7 +521,10 @@ def _live(options: argparse.Namespace) -> int:
         # Where lite only helps out, what is asked of another model is not asked of it.
         helps_out = model == weights.LITE != options.model
         precision: Precision = "auto" if helps_out else options.precision
-        return open_backend(network, options.device, precision, options.tile, tell, runner)
+        device = options.device
+        if helps_out and (runner == "openvino" or device.startswith("openvino:")):
+            runner, device = "auto", "cpu"
+        return open_backend(network, device, precision, options.tile, tell, runner)
 
     def rungs(model: str) -> list[Rung]:
         network = network_of(model)

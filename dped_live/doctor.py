@@ -104,13 +104,19 @@ def examine() -> Iterator[Check]:
     yield from _watched("system", _system, needed=True)
     yield from _watched("lite on CPU", _network, fix=_pip_install("torch", "safetensors"), needed=True)
     yield from _watched("GPU", _gpus, fix="use --device cpu", needed=True)
-    wanted = tensorrt_package(_cards())
+    cards = _cards()
+    wanted = tensorrt_package(cards)
     for module, (package, purpose) in _TENSORRT.items():
         if find_spec(module) is None:
             fix = f"pip install {package}" if package == wanted else None
             yield Check(module, "not here", f"not installed; for {purpose}", fix)
         else:
             yield from _watched(module, _tensorrt, module, fix=_pip_install(package))
+    if find_spec("openvino") is None:
+        fix = None if cards else "pip install openvino"
+        yield Check("openvino", "not here", "not installed; for DPED's networks on CPUs, Intel's above all", fix)
+    else:
+        yield from _watched("openvino", _openvino, fix=_pip_install("openvino"))
     for codec in [*_ENCODERS, *_HARDWARE_ENCODERS]:
         yield from _watched(codec, _codec, codec, fix=_MEND_AV, needed=codec == "libx264")
     yield from _watched("browser", _browser, fix=_MEND_AV, needed=True)
@@ -237,6 +243,21 @@ def _network() -> Iterator[Check]:
         return
     backend = open_backend(generator, "cpu")
     yield _computed("lite on CPU", backend, backend.description.removeprefix("CPU, "), _pip_install("torch"))
+
+
+def _openvino() -> Iterator[Check]:
+    import torch
+
+    from dped_live.backends import open_backend
+    from dped_live.generator import Generator
+
+    backend = open_backend(Generator(16, 1), "cpu", runner="openvino")
+    enhanced = backend.enhance(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    if not enhanced.isfinite().all():
+        yield Check("openvino", "broken", "the picture it computes is not one", "use --backend torch")
+        return
+    devices = ", ".join(import_module("openvino").Core().available_devices)
+    yield Check("openvino", "ok", f"{version('openvino')}, {backend.description}; it finds {devices}")
 
 
 def processor() -> str:

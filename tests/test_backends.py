@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-from dped_live.backends import Backend, Precision, Tile, open_backend, torch_cpu
+from dped_live.backends import Backend, Precision, Runner, Tile, open_backend, torch_cpu
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
 
 from conftest import random_generator
 
 # Largest error and least PSNR against float32 of the generator; reduced precisions as measured on the real models.
-TOLERANCE: dict[Precision, tuple[float, float]] = {"fp32": (5e-6, 110), "bf16": (0.08, 42), "fp16": (1 / 255, 60)}
+TOLERANCE: dict[Precision, tuple[float, float]] = {
+    "fp32": (5e-6, 110),
+    "bf16": (0.08, 42),
+    "fp16": (1 / 255, 60),
+    "int8": (0.35, 28),
+}
 
-Choice = tuple[str, Precision, Tile]
+Choice = tuple[str, Precision, Tile, Runner]
 
 BACKENDS: list[Choice] = [
-    ("cpu", "fp32", "off"),
-    ("cpu", "bf16", "off"),
-    ("cpu", "fp32", 32),
-    ("cpu", "bf16", 32),
-    ("cuda", "fp32", "off"),
-    ("cuda", "fp16", "off"),
-    ("cuda", "fp16", 32),
+    ("cpu", "fp32", "off", "torch"),
+    ("cpu", "bf16", "off", "torch"),
+    ("cpu", "fp32", 32, "torch"),
+    ("cpu", "bf16", 32, "torch"),
+    ("cpu", "fp32", "auto", "openvino"),
+    ("cpu", "bf16", "auto", "openvino"),
+    ("cpu", "int8", "auto", "openvino"),
+    ("cpu", "fp32", 32, "openvino"),
+    ("cpu", "bf16", 32, "openvino"),
+    ("cuda", "fp32", "off", "torch"),
+    ("cuda", "fp16", "off", "torch"),
+    ("cuda", "fp16", 32, "torch"),
 ]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: "-".join(map(str, backend)))
 def choice(request: pytest.FixtureRequest) -> Choice:
-    device, precision, tile = request.param
+    device, precision, tile, runner = request.param
     if device == "cuda" and not torch.cuda.is_available():
         if os.environ.get("DPED_REQUIRE_GPU") == "1":
             pytest.fail("DPED_REQUIRE_GPU=1, and torch finds no GPU")
         pytest.skip("needs an NVIDIA GPU")
-    return device, precision, tile
+    if runner == "openvino" and find_spec("openvino") is None:
+        pytest.skip("needs the openvino package")
+    return device, precision, tile, runner
+
+
+def opened(generator: Generator, choice: Choice) -> Backend:
+    device, precision, tile, runner = choice
+    return open_backend(generator, device, precision, tile, runner=runner)
 
 
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -56,7 +74,7 @@ def check(actual: torch.Tensor, expected: torch.Tensor, precision: Precision) ->
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (7, 5), (67, 101), (96, 64)])
 def test_enhances_as_the_generator(choice: Choice, network: tuple[int, int], size: tuple[int, int]) -> None:
     generator, image = random_generator(*network), picture(*size)
-    backend = open_backend(generator, *choice, runner="torch")
+    backend = opened(generator, choice)
     with torch.inference_mode():
         expected = generator(image)
     # Twice: buffers are kept, and what the first run left in them must not show.
@@ -66,7 +84,7 @@ def test_enhances_as_the_generator(choice: Choice, network: tuple[int, int], siz
 
 def test_applies_and_measures_statistics_as_the_generator(choice: Choice) -> None:
     generator, image = random_generator(16, 3), picture(45, 70)
-    backend = open_backend(generator, *choice, runner="torch")
+    backend = opened(generator, choice)
     with torch.inference_mode():
         other = generator.measure(picture(30, 30, seed=1) * 0.5)[1]
         expected, exact_statistics = generator.measure(image)
@@ -83,7 +101,7 @@ def test_applies_and_measures_statistics_as_the_generator(choice: Choice) -> Non
 
 def test_sizes_may_change_between_frames(choice: Choice) -> None:
     generator = random_generator()
-    backend = open_backend(generator, *choice, runner="torch")
+    backend = opened(generator, choice)
     for size in ((40, 30), (12, 50), (40, 30), (41, 30)):
         image = picture(*size)
         with torch.inference_mode():
@@ -91,7 +109,7 @@ def test_sizes_may_change_between_frames(choice: Choice) -> None:
 
 
 def test_a_result_belongs_to_the_caller(choice: Choice) -> None:
-    backend = open_backend(random_generator(), *choice, runner="torch")
+    backend = opened(random_generator(), choice)
     first = backend.enhance(picture(20, 20).to(backend.device))
     kept = first.clone()
     backend.enhance(picture(20, 20, seed=1).to(backend.device))
@@ -99,7 +117,7 @@ def test_a_result_belongs_to_the_caller(choice: Choice) -> None:
 
 
 def test_the_input_is_left_alone(choice: Choice) -> None:
-    backend = open_backend(random_generator(), *choice, runner="torch")
+    backend = opened(random_generator(), choice)
     image = picture(20, 20).to(backend.device)
     before = image.clone()
     backend.enhance(image)
@@ -107,7 +125,7 @@ def test_the_input_is_left_alone(choice: Choice) -> None:
 
 
 def test_the_result_can_replace_the_input(choice: Choice) -> None:
-    backend = open_backend(random_generator(), *choice, runner="torch")
+    backend = opened(random_generator(), choice)
     image = picture(90, 71).to(backend.device)
     for statistics in (None, backend.measure(image)[1]):
         # A card may choose another way to compute the second picture of a size, and keeps to it.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def test_this_machine() -> None:
     assert {"GPU", "GPU 0"} & checks.keys()
     assert {"Python", "torch", "processor", "tensorrt", "display", "microphone", "virtual camera"} <= checks.keys()
     assert torch.__version__ in checks["torch"].what
+    assert checks["openvino"].state == ("not here" if find_spec("openvino") is None else "ok")
     assert re.search(r"; 640x360 in \d\.\d{3} s, \d+ fps, and about \d+ at 1280x720$", checks["lite on CPU"].what)
     assert str(Path.cwd()) in checks["current folder"].what
     assert checks["model iphone"] == Check("model iphone", "not here", "not fetched", "dped-live models fetch iphone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dped_live.weights import load
+from dped_live.backends import Runner, open_backend
+
+from conftest import load_generator
 
 MODELS = ["iphone", "blackberry", "sony"]
 PICTURES = ["astronaut", "coffee", "odd101x67", "tiny16x16"]
@@ -26,11 +29,19 @@ def read(path: Path) -> NDArray[np.uint8]:
         return np.asarray(picture.convert("RGB"))
 
 
-def enhance(model: str, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """As test_model.py: the bytes are made float16 and divided by 255 in float16; the rest is float32."""
-    values = (picture.astype(np.float16) / np.float16(255)).astype(np.float32)
+def enhance(model: str, picture: NDArray[np.uint8], runner: Runner | None = None) -> NDArray[np.float32]:
+    """As test_model.py: the bytes are made float16 and divided by 255 in float16; the rest is float32.
+
+    runner: of the backend that is given the statistics; None: the generator itself.
+    """
+    values = torch.from_numpy((picture.astype(np.float16) / np.float16(255)).astype(np.float32)).permute(2, 0, 1)[None]
+    generator = load_generator(model)
     with torch.inference_mode():
-        enhanced = load(model)(torch.from_numpy(values).permute(2, 0, 1)[None])
+        if runner is None:
+            enhanced = generator(values)
+        else:
+            backend = open_backend(generator, "cpu", "fp32", runner=runner)
+            enhanced = backend.enhance(values, generator.statistics(values))
     return np.asarray(enhanced[0].permute(1, 2, 0).numpy(), np.float32)
 
 
@@ -41,9 +52,12 @@ def to_bytes(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.parametrize("model", MODELS)
-def test_the_output_is_the_originals(shared: Path, model: str, picture: str) -> None:
+@pytest.mark.parametrize("runner", [None, "openvino"])
+def test_the_output_is_the_originals(shared: Path, model: str, picture: str, runner: Runner | None) -> None:
+    if runner == "openvino" and find_spec("openvino") is None:
+        pytest.skip("needs the openvino package")
     reference = shared / "dped" / "reference"
-    enhanced = enhance(model, read(reference / "in" / f"{picture}.png"))
+    enhanced = enhance(model, read(reference / "in" / f"{picture}.png"), runner)
 
     expected = read(reference / "out" / f"{model}_{picture}.png")
     difference = np.abs(to_bytes(enhanced).astype(int) - expected)

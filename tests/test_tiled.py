@@ -23,7 +23,7 @@ def picture(height: int, width: int) -> Tensor:
 
 
 def opened(tile: Tile, precision: Precision = "fp32") -> Backend:
-    return open_backend(GENERATOR, "cpu", precision, tile)
+    return open_backend(GENERATOR, "cpu", precision, tile, runner="torch")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -154,7 +154,7 @@ def test_a_cpu_measures_norm_by_norm_what_does_not_fit_and_says_so(monkeypatch: 
     image, lines = picture(150, 200), list[str]()
     whole, statistics = opened("off").measure(image)
     monkeypatch.setattr(tiled, "_HOST_BYTES", 0)
-    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append)
+    backend = open_backend(GENERATOR, "cpu", "fp32", "auto", lines.append, "torch")
     assert torch.equal(backend.enhance(image, statistics), opened("off").enhance(image, statistics))
     enhanced, measured = backend.measure(image)
     agree(measured, statistics, 2e-6)

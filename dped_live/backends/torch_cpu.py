@@ -105,6 +105,10 @@ class TorchCpuBackend:
             self._walk(image, _image_rows(image), [*self._begin(before), measuring])
             return _as_statistics([moments.result()])
 
+    def release(self) -> None:
+        """Give the planes' memory back; the next picture allocates them anew."""
+        self._memory = self._memory.new_empty(0)
+
     def _by_its_own(self, image: Tensor, out: Tensor | None, interior: Region = WHOLE) -> tuple[Tensor, Statistics]:
         x, r = self._planes(image)  # refuses what is too large, before anything else is allocated
         result = torch.empty(image.shape) if out is None else out

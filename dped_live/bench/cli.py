@@ -55,10 +55,12 @@ def main(arguments: Sequence[str]) -> int:
         help=f"of the pictures, even numbers (default: {' '.join(f'{w}x{h}' for w, h in _SIZES)})",
     )
     parser.add_argument("--device", metavar="auto|cpu|cuda[:N]", default="auto", help="only this one (default: all)")
-    parser.add_argument("--backend", choices=["auto", "torch", "tensorrt"], default="auto", help="only this one")
+    parser.add_argument(
+        "--backend", choices=["auto", "torch", "tensorrt", "openvino"], default="auto", help="only this one"
+    )
     parser.add_argument(
         "--precision",
-        choices=["auto", "fp32", "bf16", "fp16"],
+        choices=["auto", "fp32", "bf16", "fp16", "int8"],
         default="auto",
         help="only this one; lite has its own",
     )

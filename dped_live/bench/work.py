@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -45,8 +46,12 @@ def ways(network: Network, device: str = "auto", runner: Runner = "auto", precis
         name = "cuda" if device == "auto" else device
         found += [Way(name, "tensorrt", "fp16")] if tensorrt.is_installed() else []
         found += [Way(name, "torch", "fp16")]
-    found += [Way("cpu", "torch", "bf16")] if cpu_has_bf16() else []
-    found += [Way("cpu", "torch", "fp32")]
+    by_openvino = find_spec("openvino") is not None and not is_table
+    precisions: list[Precision] = ["bf16", "fp32"] if cpu_has_bf16() else ["fp32"]
+    for each in precisions:
+        found += [Way("cpu", "openvino", each)] if by_openvino else []
+        found += [Way("cpu", "torch", each)]
+    found += [Way("cpu", "openvino", "int8")] if by_openvino else []
     if is_table:
         # In whatever they have.
         found = list(dict.fromkeys(replace(way, precision="auto") for way in found))
