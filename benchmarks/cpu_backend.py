@@ -88,18 +88,20 @@ if find_spec("openvino") is not None:
     CHOICES += [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")]
 
 
-def runners(generator: Generator, given: Statistics) -> dict[str, Callable[[Tensor], Tensor]]:
-    found: dict[str, Callable[[Tensor], Tensor]] = {}
-    for runner, precision in CHOICES:
-        # One of each, for all that one keeps takes the other's room.
-        for name, statistics in (("own statistics", None), ("given", given)):
-            backend = open_backend(generator, "cpu", precision, runner=runner)
-            found[f"{runner}, {precision}, {name}"] = partial(backend.enhance, statistics=statistics)
-    return {
-        "plain port, norm written out": PlainPort(generator, module_norm=False),
-        "plain port, InstanceNorm2d": PlainPort(generator, module_norm=True),
-        **found,
+def openers(generator: Generator, given: Statistics) -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
+    """One backend for each, since all that it keeps takes room."""
+
+    def opened(runner: Runner, precision: Precision, statistics: Statistics | None) -> Callable[[Tensor], Tensor]:
+        return partial(open_backend(generator, "cpu", precision, runner=runner).enhance, statistics=statistics)
+
+    found: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+        "plain port, norm written out": partial(PlainPort, generator, module_norm=False),
+        "plain port, InstanceNorm2d": partial(PlainPort, generator, module_norm=True),
     }
+    for runner, precision in CHOICES:
+        found[f"{runner}, {precision}, own statistics"] = partial(opened, runner, precision, None)
+        found[f"{runner}, {precision}, given"] = partial(opened, runner, precision, given)
+    return found
 
 
 def main() -> None:
@@ -116,15 +118,18 @@ def main() -> None:
     generator = weights.load(options.model) if options.model else random_generator(CHANNELS, BLOCKS)
     if not isinstance(generator, Generator):
         parser.error(f"{options.model} is not DPED's kind of network")
+    if options.memory_of:
+        nothing = torch.zeros(1, generator.norms, generator.channels)
+        run = openers(generator, Statistics(nothing, nothing + 1))[options.memory_of]()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = resident_peak()
+        with torch.inference_mode():
+            run(image)
+        print(resident_peak() - before)
+        return
+    given = open_backend(generator, "cpu", "fp32", runner="torch").statistics(image)
+    chosen = {name: open_() for name, open_ in openers(generator, given).items()}
     with torch.inference_mode():
-        if options.memory_of:
-            nothing = torch.zeros(1, generator.norms, generator.channels)
-            chosen = runners(generator, Statistics(nothing, nothing + 1))
-            before = resident_peak()
-            chosen[options.memory_of](image)
-            print(resident_peak() - before)
-            return
-        chosen = runners(generator, open_backend(generator, "cpu", "fp32", runner="torch").statistics(image))
         outputs = {name: run(image) for name, run in chosen.items()}
         best = dict.fromkeys(chosen, float("inf"))
         for _ in range(options.rounds):
