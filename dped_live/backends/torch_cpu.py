@@ -67,7 +67,10 @@ class TorchCpuBackend:
         self._shift = generator.norm_shift.detach().double()
         # Full-precision weights of the residual blocks: statistics are folded into them before rounding.
         self._residual = [weight.detach() for weight in generator.residual_weights]
-        self._first = self._parameters(generator.first.weight, generator.first.bias)
+        first = generator.first.weight
+        if precision == torch.bfloat16:
+            first = torch.cat((first, first), dim=1)  # see _image_rows
+        self._first = self._parameters(first, generator.first.bias)
         self._tail = [self._parameters(c.weight, c.bias) for c in generator.tail if isinstance(c, nn.Conv2d)]
         self._last = self._parameters(*four_pixels_at_once(generator.last.weight, generator.last.bias))
         self._memory = torch.empty(0, dtype=precision)
@@ -398,8 +401,14 @@ class _Moments:
 
 
 def _image_rows(image: Tensor) -> Feed:
+    """Of six channels the last three are what the first three lose when they are rounded to eight bits: most of what
+    bfloat16 would do to the picture."""
+
     def feed(y: int, end: int, rows: Tensor) -> None:
-        rows.copy_(image[0, :, y:end].permute(1, 2, 0))
+        part = image[0, :, y:end].permute(1, 2, 0)
+        rows[:, :, :3] = part
+        if rows.shape[2] == 6:
+            rows[:, :, 3:] = part - rows[:, :, :3]
 
     return feed
 

@@ -252,7 +252,7 @@ def _answers(report: Report) -> Iterator[str]:
     yield f"An hour of film at {FILM_RATE} fps takes"
     header: list[Sequence[str]] = [
         ("", *(_short(subject) for subject in subjects)),
-        ("size", *(subject.backend for subject in subjects)),
+        ("size", *(subject.backend.partition(":")[0] for subject in subjects)),
     ]
     rows = []
     by = set()
