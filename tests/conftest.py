@@ -10,6 +10,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Read when torch is imported. Two processes run the tests, and more threads would be in each other's way.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+
 import torch
 
 from dped_live import weights

@@ -18,6 +18,7 @@ from dped_live.backends import Backend, open_backend
 from dped_live.backends.torch_module import TorchModuleBackend
 from dped_live.enhance import Enhancer, side_by_side_format
 from dped_live.frame import PIXEL_FORMATS, Area, Frame, VideoFormat
+from dped_live.generator import Generator
 from dped_live.network import Network
 from dped_live.scene_statistics import ExactPolicy, Normalisation
 from dped_live.statistics import Statistics
@@ -126,7 +127,7 @@ def three_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("network", [random_generator(), random_table_network()], ids=["generator", "tables"])
 def test_frames_computed_at_a_time_come_in_order_as_if_one_by_one(network: Network) -> None:
-    backend = open_backend(network, "cpu", "fp32")
+    backend = open_backend(network, "cpu", "fp32", runner="torch" if isinstance(network, Generator) else "auto")
     frames = [replace(frame(seed=seed), pts=Fraction(seed, 30)) for seed in range(11)]
     statistics = backend.statistics(rgb_of(frames[3]))
     policy = Given(statistics)
@@ -151,7 +152,7 @@ def test_frames_computed_at_a_time_come_in_order_as_if_one_by_one(network: Netwo
 
 @pytest.mark.usefixtures("three_threads")
 def test_what_fails_in_one_of_several_threads_is_raised() -> None:
-    backend = open_backend(random_generator(), "cpu", "fp32")
+    backend = open_backend(random_generator(), "cpu", "fp32", runner="torch")
     good = frame()
     statistics = backend.statistics(rgb_of(good))
     bad = replace(good, planes=(good.planes[0][:, :, 0],))
