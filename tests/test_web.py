@@ -609,8 +609,8 @@ class Browser:
         return decoded(base64.b64decode(self._call("GET", "/screenshot")))
 
     def complaints(self) -> list[str]:
-        """What the page's console has got since it was last asked: errors of scripts, of the CSP, of addresses. Not of the
-        page before, whose server has gone meanwhile."""
+        """What the page's console has got since it was last asked: errors of scripts, of the CSP, of addresses. Not of
+        the page before, whose server has gone meanwhile."""
         lines = [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
         return [line for line in lines if not line.startswith("http") or line.startswith(self._origin)]
 
