@@ -25,6 +25,10 @@ _ROWS = 32
 _AT_ONCE = 4
 """Frames that a CPU computes at a time, at most. More threads would crowd each other out of the cache."""
 
+_AT_ONCE_PIXELS = 1 << 21
+"""Larger ones than of 1080p it computes one by one: they would take too much memory, and threads that work at the same
+one wait for one another for less of the time."""
+
 
 class Enhancer:
     """Applies a backend to frames.
@@ -85,7 +89,8 @@ class Enhancer:
         """Enqueue what the device does with a frame. What is returned waits for it and gives the enhanced frame."""
         with torch.inference_mode(), self._staging.computing():
             plan = self._policy.normalisation(frame)
-            if workers is not None and plan.statistics is not None and not plan.measured:
+            is_small = frame.format.width * frame.format.height <= _AT_ONCE_PIXELS
+            if workers is not None and is_small and plan.statistics is not None and not plan.measured:
                 return workers.submit(self._computed, frame, plan).result
             finish, is_finite = self._enqueued(frame, plan, self._backend)
             verdict = None if is_finite is None else self._staging.download([is_finite])

@@ -260,7 +260,6 @@ def _by_openvino(
     return OpenVinoBackend(
         generator,
         precision,
-        whole,
         _in_tiles(whole, generator, tile, notify),
         description,
         in_8_bits=in_8_bits,

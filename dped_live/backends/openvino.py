@@ -21,7 +21,6 @@ from torch import Tensor
 
 from dped_live.backends import Backend, Computing
 from dped_live.backends.openvino_graph import BIAS, GAIN, IMAGE, GeneratorGraph, Norm
-from dped_live.backends.torch_cpu import TorchCpuBackend
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
 from dped_live.statistics import Statistics
@@ -61,7 +60,7 @@ class OpenVinoBackend:
 
     precision: of weights and activations. in_8_bits: those of the 3x3 convolutions, for a CPU; what range they need is
     found with a synthetic picture, and so depends on the weights only. The description tells the error.
-    whole: the same generator by torch, in float32 if `precision` is fp16; beside: that, in tiles where it needs them.
+    beside: the same generator by torch, in float32 if `precision` is fp16, in tiles where it needs them.
     target: OpenVINO's name of the device. side: of the largest tiles; None leaves it to the memory.
     """
 
@@ -72,7 +71,6 @@ class OpenVinoBackend:
         self,
         generator: Generator,
         precision: Computing,
-        whole: TorchCpuBackend,
         beside: Backend,
         description: str,
         *,
@@ -83,7 +81,6 @@ class OpenVinoBackend:
         self.description = description
         self._generator = generator
         self._precision = precision
-        self._whole = whole
         self._beside = beside
         self._target = target
         self._side = side
@@ -157,7 +154,6 @@ class OpenVinoBackend:
         """The newest ones are kept, as many as have room together."""
         key = norm, height, width
         if (request := self._requests.pop(key, None)) is None:
-            self._whole.release()
             while self._requests and (
                 len(self._requests) == _MOST_GRAPHS or height * width + self._kept_pixels() > self._most_pixels
             ):

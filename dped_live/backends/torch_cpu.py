@@ -48,8 +48,7 @@ class TorchCpuBackend:
     """Runs a generator on the CPU; see backends.WholeBackend.
 
     precision: torch.float32 or torch.bfloat16, for weights and activations. Sums, statistics, tanh and the result
-    are float32 or better in both. What is kept of a picture while its own statistics are measured stays allocated, for
-    pictures as large as the largest so far.
+    are float32 or better in both.
     """
 
     device = torch.device("cpu")
@@ -73,7 +72,6 @@ class TorchCpuBackend:
         self._first = self._parameters(first, generator.first.bias)
         self._tail = [self._parameters(c.weight, c.bias) for c in generator.tail if isinstance(c, nn.Conv2d)]
         self._last = self._parameters(*four_pixels_at_once(generator.last.weight, generator.last.bias))
-        self._memory = torch.empty(0, dtype=precision)
 
     def enhance(self, image: Tensor, statistics: Statistics | None = None, out: Tensor | None = None) -> Tensor:
         with torch.inference_mode():
@@ -107,10 +105,6 @@ class TorchCpuBackend:
             measuring = _Layer(self._without_norm(before.mean.shape[1]), activate=False, moments=moments)
             self._walk(image, _image_rows(image), [*self._begin(before), measuring])
             return _as_statistics([moments.result()])
-
-    def release(self) -> None:
-        """Give the planes' memory back; the next picture allocates them anew."""
-        self._memory = self._memory.new_empty(0)
 
     def _by_its_own(self, image: Tensor, out: Tensor | None, interior: Region = WHOLE) -> tuple[Tensor, Statistics]:
         x, r = self._planes(image)  # refuses what is too large, before anything else is allocated
@@ -146,12 +140,11 @@ class TorchCpuBackend:
         return _rows_of(x), [first, self._layer(norm - 1, known, skip=first, keep=x)]
 
     def _planes(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x, and r if there is memory for it; with whatever was in them."""
+        """x, and r if there is memory for it; with whatever is in them."""
         height, width = image.shape[2:]
         shape = (height, width, self._channels)
         size = math.prod(shape)
-        # What is kept from the last picture is free to this one.
-        free = 0.9 * psutil.virtual_memory().available + self._memory.nbytes
+        free = 0.9 * psutil.virtual_memory().available
         count = 2 if 2 * size * self._precision.itemsize <= min(_PLANE_BYTES, free) else 1
         needed = count * size * self._precision.itemsize
         if needed > free:
@@ -159,11 +152,8 @@ class TorchCpuBackend:
                 f"a {width}x{height} picture needs {needed / 1e9:.1f} GB of memory in this precision and "
                 f"{free / 1e9:.1f} GB are free; use --tile auto, --precision bf16 or a smaller picture"
             )
-        if self._memory.numel() < count * size:
-            self._memory = self._memory.new_empty(0)
-            self._memory = self._memory.new_empty(count * size)
-        x, r = (self._memory[plane * size :][:size] for plane in range(2))
-        return x.view(shape), r.view(shape) if count == 2 else None
+        x, *more = (torch.empty(shape, dtype=self._precision) for _ in range(count))
+        return x, more[0] if more else None
 
     # Feeds.
 
