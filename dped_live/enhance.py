@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -70,8 +71,8 @@ class Enhancer:
         need not wait for one another then (benchmarks/NOTES.md).
         """
         under_way: deque[Callable[[], Frame]] = deque()
-        with _workers(self._backend) as workers:
-            ahead = self._staging.ahead if workers is None else _AT_ONCE
+        with _workers(self._backend) as (workers, count):
+            ahead = self._staging.ahead if workers is None else count
             for frame in frames:
                 under_way.append(self._begun(frame, workers))
                 if len(under_way) > ahead:
@@ -222,18 +223,24 @@ class Enhancer:
 
 
 @contextmanager
-def _workers(backend: Backend) -> Iterator[Executor | None]:
-    """Threads among which torch's are divided; None where a backend does not share."""
+def _workers(backend: Backend) -> Iterator[tuple[Executor | None, int]]:
+    """Threads among which torch's are divided, and how many; None, where a backend does not share."""
     threads = torch.get_num_threads()
-    count = min(_AT_ONCE, threads)
+    count, each = _division(threads)
     if not backend.shares or count == 1:
-        yield None
+        yield None, 0
         return
     try:
-        with ThreadPoolExecutor(count, "enhancer", torch.set_num_threads, (threads // count,)) as pool:
-            yield pool
+        with ThreadPoolExecutor(count, "enhancer", torch.set_num_threads, (each,)) as pool:
+            yield pool, count
     finally:
         torch.set_num_threads(threads)
+
+
+def _division(threads: int) -> tuple[int, int]:
+    """Frames at a time, and threads for each: as few as keep all busy."""
+    each = math.ceil(threads / _AT_ONCE)
+    return math.ceil(threads / each), each
 
 
 def _planes_of(enhanced: Tensor, fmt: VideoFormat) -> list[Tensor]:

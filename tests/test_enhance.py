@@ -16,7 +16,7 @@ from torch import Tensor
 from dped_live import color
 from dped_live.backends import Backend, open_backend
 from dped_live.backends.torch_module import TorchModuleBackend
-from dped_live.enhance import Enhancer, side_by_side_format
+from dped_live.enhance import Enhancer, _division, side_by_side_format
 from dped_live.frame import PIXEL_FORMATS, Area, Frame, VideoFormat
 from dped_live.generator import Generator
 from dped_live.network import Network
@@ -148,6 +148,13 @@ def test_frames_computed_at_a_time_come_in_order_as_if_one_by_one(network: Netwo
     assert policy.asked_by == {get_ident()}
     assert len(computed_by - {get_ident()}) > 1
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 18])
+def test_no_core_is_left_idle(threads: int) -> None:
+    count, each = _division(threads)
+    assert count <= 4
+    assert threads <= count * each < threads + each
 
 
 @pytest.mark.usefixtures("three_threads")
