@@ -92,13 +92,11 @@ class Generator(nn.Module):
         if statistics is None:
             return self.measure(image)[0]
         gain, bias = statistics.gain_and_bias(*self._scale_and_shift(self.norms))
-        if gain.shape[0] != 1:
-            raise ValueError(f"statistics of one frame can be applied, these are of {gain.shape[0]}")
         x = self._begin(image)
         for block in range(self.blocks):
             y = x
             for norm in (2 * block, 2 * block + 1):
-                y = F.relu(self._convolved(norm, y, gain[0, norm], bias[0, norm]))
+                y = F.relu(self._convolved(norm, y, gain[norm], bias[norm]))
             x = x + y
         return self._finish(x)
 
@@ -135,8 +133,8 @@ class Generator(nn.Module):
         means, variances = [], []
         folded = None if given is None else given.gain_and_bias(*self._scale_and_shift(given.mean.shape[1]))
         for norm in range(norms):
-            if folded is not None and norm < folded[0].shape[1]:
-                gain, bias = folded[0][0, norm], folded[1][0, norm]
+            if folded is not None and norm < len(folded[0]):
+                gain, bias = folded[0][norm], folded[1][norm]
                 y = self._convolved(norm, y, gain, bias)
                 mean, variance = unfolded(*moments(y[(..., *interior)]), gain, bias)
             else:

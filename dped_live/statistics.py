@@ -36,13 +36,15 @@ class Statistics:
             )
 
     def gain_and_bias(self, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm as `gain * x + bias`.
+        """The norms as `gain * x + bias`, by the statistics of one frame.
 
-        scale, shift: the norms' learnt parameters, shape (norms, channels).
-        Returns two float32 tensors of shape (frames, norms, channels).
+        scale, shift: the norms' learnt parameters, shape (norms, channels), of the type to compute in.
+        Returns two tensors of that shape and type. Raises ValueError if these statistics are of more than one frame.
         """
-        gain = scale * torch.rsqrt(self.variance + EPSILON)
-        return gain, shift - self.mean * gain
+        if len(self.mean) != 1:
+            raise ValueError(f"statistics of one frame can be applied, these are of {len(self.mean)}")
+        gain = scale * torch.rsqrt(self.variance[0].to(scale.dtype) + EPSILON)
+        return gain, shift - self.mean[0].to(scale.dtype) * gain
 
 
 def unfolded(

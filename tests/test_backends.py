@@ -11,6 +11,7 @@ import torch
 from dped_live.backends import Backend, Precision, Runner, Tile, open_backend, torch_cpu
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
+from dped_live.statistics import Statistics
 
 from conftest import random_generator
 
@@ -97,6 +98,14 @@ def test_applies_and_measures_statistics_as_the_generator(choice: Choice) -> Non
         torch.testing.assert_close(measured.mean.cpu(), statistics.mean, rtol=rtol, atol=atol)
         torch.testing.assert_close(measured.variance.cpu(), statistics.variance, rtol=rtol, atol=atol)
     check(backend.enhance(on_device, other), expected_given, choice[1])
+
+
+def test_statistics_of_two_frames_are_refused(choice: Choice) -> None:
+    generator = random_generator()
+    backend = opened(generator, choice)
+    nothing = torch.zeros(2, generator.norms, generator.channels, device=backend.device)
+    with pytest.raises(ValueError, match="statistics of one frame can be applied, these are of 2"):
+        backend.enhance(picture(20, 20).to(backend.device), Statistics(nothing, nothing + 1))
 
 
 def test_sizes_may_change_between_frames(choice: Choice) -> None:

@@ -216,7 +216,7 @@ def test_it_computes_what_the_network_does(package: Package, kind: str, mode: Mo
     inputs = {"image": bytes_ if form == "uint8" else rgb}
     if isinstance(network, Generator) and mode == "given":
         gain, bias = statistics.gain_and_bias(network.norm_scale, network.norm_shift)
-        inputs |= {"gain": gain[0], "bias": bias[0]}
+        inputs |= {"gain": gain, "bias": bias}
     elif mode == "given":
         inputs["mean"] = statistics.mean[0]
     results = computed(package, network, mode, form, inputs)

@@ -145,8 +145,8 @@ class OpenVinoBackend:
         _input(request, IMAGE).copy_(tile)
         if statistics is not None:
             gain, bias = statistics.gain_and_bias(self._scale, self._shift)
-            _input(request, GAIN).copy_(gain[0])
-            _input(request, BIAS).copy_(bias[0])
+            _input(request, GAIN).copy_(gain)
+            _input(request, BIAS).copy_(bias)
         request.infer()
         return torch.from_numpy(request.get_output_tensor(0).data)
 

@@ -260,9 +260,7 @@ class TensorRtBackend:
         if statistics is None:
             return {}
         gain, bias = statistics.gain_and_bias(self._scale, self._shift)
-        if len(gain) != 1:
-            raise ValueError(f"statistics of one frame can be applied, these are of {len(gain)}")
-        return {engine.GAIN: gain[0], engine.BIAS: bias[0]}
+        return {engine.GAIN: gain, engine.BIAS: bias}
 
     def measure(
         self, image: Tensor, statistics: Statistics | None = None, interior: Region = WHOLE

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from dped_live.errors import TooLargeError
 from dped_live.generator import TANH_OFFSET, TANH_SCALE, WHOLE, Generator, Region
-from dped_live.statistics import EPSILON, Statistics, unfolded
+from dped_live.statistics import Statistics, unfolded
 
 _BAND_BYTES = 4 << 20
 """One band's activations in one layer; measured in benchmarks/NOTES.md."""
@@ -203,8 +203,9 @@ class TorchCpuBackend:
         return weight, None if bias is None else bias.detach().to(self._precision)
 
     def _gain_and_bias(self, norm: int, known: Statistics) -> tuple[Tensor, Tensor]:
-        gain = self._scale[norm] * torch.rsqrt(known.variance[0, norm].double() + EPSILON)
-        return gain, self._shift[norm] - known.mean[0, norm].double() * gain
+        norms = known.mean.shape[1]
+        gain, bias = known.gain_and_bias(self._scale[:norms], self._shift[:norms])
+        return gain[norm], bias[norm]
 
     # The way down.
 

@@ -86,12 +86,10 @@ class StaticWeights:
         if statistics is self._folded:
             return
         gain, bias = statistics.gain_and_bias(self.scale, self.shift)
-        if len(gain) != 1:
-            raise ValueError(f"statistics of one frame can be applied, these are of {len(gain)}")
         self._folded = None
-        self._weights.copy_(self._full * gain[0, :, :, None, None, None])
-        self._biases.copy_(bias[0])
-        self._biases_float.copy_(bias[0])
+        self._weights.copy_(self._full * gain[:, :, None, None, None])
+        self._biases.copy_(bias)
+        self._biases_float.copy_(bias)
         self._folded = statistics
 
     def _layer(self, layer: nn.Conv2d) -> Layer:
