@@ -211,6 +211,27 @@ def test_importing_it_reports_to_nobody() -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no stack of signals")
+def test_a_signal_is_survived_after_backends_have_gone() -> None:
+    code = (
+        "import os, signal, torch\n"
+        "from dped_live.backends import open_backend\n"
+        "from dped_live.generator import Generator\n"
+        "def opened():\n"
+        "    backend = open_backend(Generator(4, 1), 'cpu', runner='openvino')\n"
+        "    backend.enhance(torch.rand(1, 3, 8, 8))\n"
+        "    return backend\n"
+        "backends = [opened(), opened(), opened()]\n"
+        "while backends:\n"
+        "    del backends[0]\n"
+        "signal.signal(signal.SIGINT, lambda *arguments: print('interrupted'))\n"
+        "os.kill(os.getpid(), signal.SIGINT)"
+    )
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "interrupted\n"), ran.stderr
+
+
 def test_without_the_package_the_choice_of_it_fails_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError, match="not installed; type: pip install openvino"):

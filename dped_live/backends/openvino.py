@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import openvino as ov
 import torch
@@ -45,9 +46,20 @@ _MARGIN = 1.25
 """Of the ranges, over what that picture needs. Photos need up to twice as much, in a few pixels."""
 
 
+@cache
+def core() -> ov.Core:
+    """The only one of this process, and to its end.
+
+    On Linux each Core that has used a CPU gives the thread that made it a stack for signals, and unmaps it when it
+    goes (intel_cpu's SigAltStackSetup). With a second one that stack may still be in use then: the next Ctrl-C, or
+    child that ends, would be a segmentation fault.
+    """
+    return ov.Core()
+
+
 def check_target(target: str) -> None:
     """Raise BackendError unless OpenVINO finds a device of this name: "GPU", "GPU.1" or "NPU"."""
-    found = ov.Core().available_devices
+    found = core().available_devices
     if target not in {*found, *(name.split(".")[0] for name in found)}:
         raise BackendError(
             f"no device openvino:{target}: OpenVINO finds {' and '.join(found)}; use --device cpu, or install the "
@@ -87,7 +99,6 @@ class OpenVinoBackend:
         self._most_pixels = _ACTIVATIONS // (_LIVING * generator.channels * (4 if precision == "fp32" else 2))
         self._scale = generator.norm_scale.detach().float()
         self._shift = generator.norm_shift.detach().float()
-        self._core = ov.Core()
         self._planned = (0, 0)
         self._cut: tuple[list[_Cut], list[_Cut]] = ([], [])
         self._requests: dict[tuple[Norm, int, int], ov.InferRequest] = {}
@@ -174,7 +185,7 @@ class OpenVinoBackend:
         if self._target == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": str(torch.get_num_threads()), "ENABLE_CPU_PINNING": "NO"}
         try:
-            return self._core.compile_model(model, self._target, settings).create_infer_request()
+            return core().compile_model(model, self._target, settings).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise BackendError(
