@@ -83,25 +83,41 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def smooth_picture(size: str) -> Tensor:
+    """(1, 3, H, W) in [0, 1], of "WxH". White noise is not what the models were made for."""
+    width, height = map(int, size.split("x"))
+    noise = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(1))
+    return F.interpolate(noise, (height, width), mode="bicubic").clamp_(0, 1)
+
+
 CHOICES: list[tuple[Runner, Precision]] = [("torch", "fp32"), ("torch", "bf16")]
 if find_spec("openvino") is not None:
     CHOICES += [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")]
 
 
-def openers(generator: Generator, given: Statistics) -> dict[str, Callable[[], Callable[[Tensor], Tensor]]]:
-    """One backend for each, since all that it keeps takes room."""
+Opener = Callable[[], Callable[[Tensor], Tensor]]
+
+
+def openers(generator: Generator, given: Statistics) -> dict[str, Opener]:
+    """Ours. One backend for each, since all that it keeps takes room."""
 
     def opened(runner: Runner, precision: Precision, statistics: Statistics | None) -> Callable[[Tensor], Tensor]:
         return partial(open_backend(generator, "cpu", precision, runner=runner).enhance, statistics=statistics)
 
-    found: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
-        "plain port, norm written out": partial(PlainPort, generator, module_norm=False),
-        "plain port, InstanceNorm2d": partial(PlainPort, generator, module_norm=True),
-    }
+    found: dict[str, Opener] = {}
     for runner, precision in CHOICES:
         found[f"{runner}, {precision}, own statistics"] = partial(opened, runner, precision, None)
         found[f"{runner}, {precision}, given"] = partial(opened, runner, precision, given)
     return found
+
+
+def all_openers(generator: Generator, given: Statistics) -> dict[str, Opener]:
+    """The plain ports', and ours."""
+    return {
+        "plain port, norm written out": partial(PlainPort, generator, module_norm=False),
+        "plain port, InstanceNorm2d": partial(PlainPort, generator, module_norm=True),
+        **openers(generator, given),
+    }
 
 
 def main() -> None:
@@ -111,16 +127,14 @@ def main() -> None:
     parser.add_argument("--model", help="a 12-layer model for the agreement (default: random weights)")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
-    # Smooth, as pictures are: white noise is not what the models were made for.
-    noise = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(1))
-    image = F.interpolate(noise, (height, width), mode="bicubic").clamp_(0, 1)
+    image = smooth_picture(options.size)
+    height, width = image.shape[2:]
     generator = weights.load(options.model) if options.model else random_generator(CHANNELS, BLOCKS)
     if not isinstance(generator, Generator):
         parser.error(f"{options.model} is not DPED's kind of network")
     if options.memory_of:
         nothing = torch.zeros(1, generator.norms, generator.channels)
-        run = openers(generator, Statistics(nothing, nothing + 1))[options.memory_of]()
+        run = all_openers(generator, Statistics(nothing, nothing + 1))[options.memory_of]()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = resident_peak()
         with torch.inference_mode():
@@ -128,7 +142,7 @@ def main() -> None:
         print(resident_peak() - before)
         return
     given = open_backend(generator, "cpu", "fp32", runner="torch").statistics(image)
-    chosen = {name: open_() for name, open_ in openers(generator, given).items()}
+    chosen = {name: open_() for name, open_ in all_openers(generator, given).items()}
     with torch.inference_mode():
         outputs = {name: run(image) for name, run in chosen.items()}
         best = dict.fromkeys(chosen, float("inf"))

@@ -16,7 +16,6 @@ the network's is the sum. Then:
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,13 +26,20 @@ import torch.nn.functional as F
 
 from dped_live import weights
 from dped_live.backends import open_backend, torch_cuda
-from dped_live.backends.torch_cuda import Middle, StaticWeights, TorchCudaBackend, Ways, padded_picture
+from dped_live.backends.torch_cuda import (
+    Middle,
+    StaticWeights,
+    TorchCudaBackend,
+    Ways,
+    milliseconds,
+    padded_picture,
+)
 from dped_live.errors import DpedError
 from dped_live.generator import Generator
 
 SIZES = ("1280x720", "1920x1080", "3840x2160")
 
-_WARM_UP, _RUNS = 3, 15
+_timed = partial(milliseconds, runs=15)
 
 _E4M3_LARGEST = 448
 _E4M3_CAPABILITY = (8, 9)
@@ -120,25 +126,13 @@ def report(network: Generator, sizes: Sequence[tuple[int, int]]) -> Iterator[str
         yield from _fp8(network, *sizes[0][::-1])
 
 
-def _milliseconds(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(_WARM_UP + _RUNS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(float(begin.elapsed_time(end)))
-    return statistics.median(times[_WARM_UP:])
-
-
 def _ceilings() -> Ceilings:
     side = 8192
     a, b = torch.randn((2, side, side), device="cuda").half()
     source = torch.randint(255, (1 << 30,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    product = _milliseconds(partial(torch.matmul, a, b))
-    copied = _milliseconds(partial(target.copy_, source))
+    product = _timed(partial(torch.matmul, a, b))
+    copied = _timed(partial(target.copy_, source))
     return Ceilings(2 * side**3 / (product / 1000), 2 * source.numel() / (copied / 1000))
 
 
@@ -167,8 +161,8 @@ def _paths(network: Generator, ceilings: Ceilings, height: int, width: int) -> I
     rows = [
         [
             "torch's modules",
-            cell(_milliseconds(partial(modules.enhance, image, own)), least),
-            cell(_milliseconds(partial(modules.enhance, image)), least_exact),
+            cell(_timed(partial(modules.enhance, image, own)), least),
+            cell(_timed(partial(modules.enhance, image)), least_exact),
         ]
     ]
     for name, ways in eager.items():
@@ -180,8 +174,8 @@ def _paths(network: Generator, ceilings: Ceilings, height: int, width: int) -> I
     rows.append(
         [
             "and as a CUDA graph: what dped-live runs",
-            cell(_milliseconds(partial(backend.enhance, image, own, image.clone())), least),
-            cell(_milliseconds(partial(backend.enhance, image, None, image.clone())), least_exact),
+            cell(_timed(partial(backend.enhance, image, own, image.clone())), least),
+            cell(_timed(partial(backend.enhance, image, None, image.clone())), least_exact),
         ]
     )
     yield from table([f"{width}x{height}", "given statistics, of the roofline", "exact statistics"], rows)
@@ -198,7 +192,7 @@ def _name_of_exact(backend: TorchCudaBackend, height: int, width: int) -> str:
 def _tried(work: Callable[[], object], least: float, failures: tuple[type[Exception], ...]) -> str:
     """A time, or why there is none."""
     try:
-        return cell(_milliseconds(work), least)
+        return cell(_timed(work), least)
     except failures as error:
         return (str(error) or type(error).__name__).splitlines()[0]
 
@@ -255,7 +249,7 @@ def _fp8(network: Generator, height: int, width: int) -> Iterator[str]:
         by_eight = partial(kernels.convolve, narrow, weight, layer.bias_float, tiling, None, multiplier, torch.half)
         try:
             error = float((by_eight() - expected).abs().max() / expected.abs().max())
-            times = (_milliseconds(work) for work in (partial(middle, x, layer, None), by_eight))
+            times = (_timed(work) for work in (partial(middle, x, layer, None), by_eight))
             rows.append([str(tiling), *(f"{time:.3f}" for time in times), f"{error:.1e}"])
         except backend._failures as reason:
             rows.append([str(tiling), str(reason).splitlines()[0], "", ""])

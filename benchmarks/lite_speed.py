@@ -23,11 +23,12 @@ from pathlib import Path
 
 import av
 import torch
-from cpu_backend import BLOCKS, CHANNELS, PlainPort, timed
 
 from dped_live import weights
 from dped_live.backends import open_backend
 from dped_live.bench.work import random_generator
+
+from cpu_backend import BLOCKS, CHANNELS, PlainPort, timed
 
 SIZES = {"1280x720": (720, 1280), "640x360": (360, 640)}
 

@@ -17,38 +17,22 @@ import argparse
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dped_live import weights
-from dped_live.backends import Precision, Runner, open_backend
+from dped_live.backends import open_backend
 from dped_live.generator import Generator
 
+from cpu_backend import openers, smooth_picture, timed
+
 ORIGINAL = Path(__file__).with_name("tensorflow_original.py")
-
-
-def backends(generator: Generator, image: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """What runs here, each with the picture's own statistics and with given ones."""
-    chosen: list[tuple[Runner, Precision]] = [("torch", "fp32"), ("torch", "bf16")]
-    if find_spec("openvino") is not None:
-        chosen += [("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8")]
-    statistics = open_backend(generator, "cpu", "fp32", runner="torch").statistics(image)
-    runs: dict[str, Callable[[], Tensor]] = {}
-    for runner, precision in chosen:
-        name = f"{runner}, {precision}"
-        backend = open_backend(generator, "cpu", precision, runner=runner)
-        runs[f"{name}, own"] = lambda backend=backend: backend.enhance(image)  # type: ignore[misc]
-        runs[f"{name}, given"] = lambda backend=backend: backend.enhance(image, statistics)  # type: ignore[misc]
-    return runs
 
 
 @contextmanager
@@ -68,10 +52,13 @@ def answering(process: subprocess.Popen[str]) -> Iterator[Callable[[], float]]:
         asked.close()
 
 
-def timed(name: str, run: Callable[[], Tensor], outputs: dict[str, Tensor]) -> float:
-    begin = time.perf_counter()
-    outputs[name] = run()
-    return time.perf_counter() - begin
+def computed(name: str, run: Callable[[], Tensor], outputs: dict[str, Tensor]) -> float:
+    """Seconds; the picture is in `outputs` then."""
+
+    def work() -> None:
+        outputs[name] = run()
+
+    return timed(work)
 
 
 def main() -> None:
@@ -85,11 +72,10 @@ def main() -> None:
         parser.error("set DPED_LIVE_WEIGHTS to the folder of iphone_orig.index, which TensorFlow is to read")
     generator = weights.load("iphone")
     assert isinstance(generator, Generator)
-    width, height = map(int, options.size.split("x"))
-    # Smooth, as pictures are: white noise is not what the models were made for.
-    noise = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(1))
-    image = F.interpolate(noise, (height, width), mode="bicubic").clamp_(0, 1)
-    runs = backends(generator, image)
+    image = smooth_picture(options.size)
+    height, width = image.shape[2:]
+    given = open_backend(generator, "cpu", "fp32", runner="torch").statistics(image)
+    runs = {name: partial(open_(), image) for name, open_ in openers(generator, given).items()}
     threads = str(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         picture, result = Path(scratch, "image.npy"), Path(scratch, "result.npy")
@@ -109,7 +95,7 @@ def main() -> None:
             seconds_of[name] = stack.enter_context(answering(process))
         outputs: dict[str, Tensor] = {}
         for name, run in runs.items():
-            seconds_of[name] = partial(timed, name, run, outputs)
+            seconds_of[name] = partial(computed, name, run, outputs)
         best = dict.fromkeys(seconds_of, float("inf"))
         # The first round warms up.
         for round_number in range(options.rounds + 1):

@@ -252,11 +252,11 @@ def fastest(
     return min(times, key=lambda name: times[name]), errors
 
 
-def _milliseconds(work: Callable[[], object]) -> float:
-    """Of the card, for work that is enqueued on the current stream. Waits for it."""
+def milliseconds(work: Callable[[], object], runs: int = _TIMED) -> float:
+    """Of the card, for work that is enqueued on the current stream; the median, after one run more. Waits for it."""
     work()
     times = []
-    for _ in range(_TIMED):
+    for _ in range(runs):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         work()
@@ -453,7 +453,7 @@ class TorchCudaBackend:
 
     def _fastest(self, what: str, ways: Mapping[str, _Result], run: Callable[[_Result], Tensor]) -> str:
         candidates = {name: partial(run, way) for name, way in ways.items()}
-        chosen, errors = fastest(candidates, _milliseconds, self._failures)
+        chosen, errors = fastest(candidates, milliseconds, self._failures)
         of_triton = [name for name in ways if name.startswith("Triton")]
         if of_triton and all(name in errors for name in of_triton):
             self._tell(f"Triton cannot compute {what} layers here: {_first_line(errors[of_triton[-1]])}; using cuDNN")
