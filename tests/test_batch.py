@@ -415,7 +415,7 @@ def test_short_result_stays_a_failure(dped_live: Callable[..., Said], suffix: st
 
 
 @pytest.mark.parametrize(("name", "number"), [("c.mp4", signal.SIGINT), ("c.mkv", signal.SIGKILL)])
-def test_video_is_gone_on_with(model: Path, name: str, number: signal.Signals) -> None:
+def test_video_is_gone_on_with(dped_live: Callable[..., Said], model: Path, name: str, number: signal.Signals) -> None:
     clip(name, frames=1500)
     command = [sys.executable, "-m", "dped_live", "--model", str(model), name, "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -439,8 +439,8 @@ def test_video_is_gone_on_with(model: Path, name: str, number: signal.Signals) -
         assert summary == {"event": "summary", "done": 0, "skipped": 0, "failed": 0, "left": 1}
         assert "with --resume goes on" in errors.splitlines()[-1]
     # Refused where it would not be the same, or is not asked for.
-    assert "add --resume to go on with it, or -y" in child(model, name).errors[0]
-    assert "other options" in child(model, name, "--resume", "--strength", "0.5").errors[0]
+    assert "add --resume to go on with it, or -y" in dped_live(name).errors[0]
+    assert "other options" in dped_live(name, "--resume", "--strength", "0.5").errors[0]
     assert files() == sorted([name, part])
 
     said = child(model, name, "--resume", "--json")

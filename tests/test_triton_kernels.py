@@ -35,7 +35,7 @@ SIZES = [(1, 1), (1, 40), (9, 1), (3, 16), (6, 35)]
 
 @pytest.mark.skipif(IS_INTERPRETED, reason="is the interpreter's process")
 def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
