@@ -145,7 +145,8 @@ class Ladder:
 
     def _choose(self, model: str, frame: Frame) -> None:
         rungs = list(self._open_rungs(model))[: 1 if self._pinned else None]
-        expected = [1.0] if self._pinned else [_trial(rung, frame, self._allowed) for rung in rungs]
+        # Of one that is pinned, too: what a GPU compiles and measures would hold the second frame up.
+        expected = [_trial(rung, frame, self._allowed) for rung in rungs]
         self._rungs = rungs
         self._enhancers = [Enhancer(rung.backend, self._format, rung.policy) for rung in rungs]
         self._climb = Climb(expected, self._allowed)
