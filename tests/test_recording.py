@@ -184,17 +184,15 @@ def record(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no kill -9")
 def test_a_recording_survives_a_kill(tmp_path: Path, record: Callable[..., subprocess.Popen[str]]) -> None:
-    children = {name: record(name) for name in ("r.mp4", "r.mov", "r.mkv")}
-    written_to = {}
-    for name, child in children.items():
+    for name in ("r.mp4", "r.mov", "r.mkv"):
+        child = record(name)
         assert child.stdout is not None
         while int(child.stdout.readline()) < 300:
             pass
         child.kill()
-        written_to[name] = 300 + len(child.stdout.readlines())
+        written = 300 + len(child.stdout.readlines())
         child.wait(SECONDS)
         child.stdout.close()
-    for name, written in written_to.items():
         part = tmp_path / name.replace(".", ".part.")
         found = times(part)
         assert written - 90 <= len(found) <= written + 1
