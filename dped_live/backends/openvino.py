@@ -70,7 +70,7 @@ def check_target(target: str) -> None:
 class OpenVinoBackend:
     """Runs a generator by OpenVINO; see backends.Backend. Pictures and results are the host's.
 
-    precision: of weights and activations. in_8_bits: those of the 3x3 convolutions, for a CPU; what range they need is
+    precision: of weights and activations. in_8_bits: those of most convolutions, for a CPU; what range they need is
     found with a synthetic picture, and so depends on the weights only. The description tells the error.
     beside: the same generator by torch, in float32 if `precision` is fp16, in tiles where it needs them.
     target: OpenVINO's name of the device. side: of the largest tiles; None leaves it to the memory.
@@ -193,7 +193,7 @@ class OpenVinoBackend:
             ) from error
 
     def _watched(self, picture: Tensor) -> tuple[Tensor, list[float]]:
-        """What float32 makes of a picture, and what its 3x3 convolutions take at most."""
+        """What float32 makes of a picture, and what its convolutions in 8 bits take at most."""
         graph = GeneratorGraph(self._generator, "exact", picture.shape[2], picture.shape[3])
         request = self._compiled(graph.watched(), "fp32")
         _input(request, IMAGE).copy_(picture)

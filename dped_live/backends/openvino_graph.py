@@ -1,6 +1,6 @@
 """The generator as OpenVINO's graph, of its own operations.
 
-What goes into the 3x3 convolutions has been through a ReLU, so that 8 bits without a sign hold it.
+What goes into all convolutions but the first has been through a ReLU, so that 8 bits without a sign hold it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ IMAGE, GAIN, BIAS = range(3)
 class GeneratorGraph:
     """A generator for pictures of one size.
 
-    ranges: what the 3x3 convolutions are to take at most, in their order; they then compute in 8 bits. None: in the
-    precision of the rest. splits: a picture has more digits than bf16, and rounding it is most of what bf16 costs in
-    exactness; so the first layer gets what is rounded away as three more channels.
+    ranges: what each convolution that can compute in 8 bits is to take at most, in their order: all but the first and
+    the one behind the blocks, which takes the sum of them all; that in 8 bits would lose more than all the others
+    together. None: in the precision of the rest. splits: a picture has more digits than bf16, and rounding it is most
+    of what bf16 costs in exactness; so the first layer gets what is rounded away as three more channels.
     """
 
     def __init__(
@@ -62,23 +63,25 @@ class GeneratorGraph:
             for layer in (2 * block, 2 * block + 1):
                 y = self._residual(y, generator, layer, inputs)
             x = ops.add(x, y)
-        for convolution in generator.tail:
+        for number, convolution in enumerate(generator.tail):
             assert isinstance(convolution, nn.Conv2d)
-            x = ops.relu(ops.add(self._small(x, convolution.weight), _by_channel(convolution.bias)))
-        self._inputs, self._outputs = inputs, [_enhanced(x, generator, height, width)]
+            weight = _array(convolution.weight)
+            convolved = _convolution(x, _constant(weight), 1) if number == 0 else self._in_8_bits(x, weight)
+            x = ops.relu(ops.add(convolved, _by_channel(convolution.bias)))
+        self._inputs, self._outputs = inputs, [self._enhanced(x, generator, height, width)]
 
     def model(self) -> ov.Model:
         """Its output is the enhanced picture, float32 (1, 3, H, W), not clamped."""
         return ov.Model(self._outputs, self._inputs)
 
     def watched(self) -> ov.Model:
-        """The model with more outputs: the largest number that each 3x3 convolution takes, in their order."""
+        """The model with more outputs: the largest number that each convolution takes which can compute in 8 bits."""
         whole = _integers(0, 1, 2, 3)
         largest = [ops.reduce_max(taken, whole, keep_dims=False) for taken in self._taken]
         return ov.Model([*self._outputs, *largest], self._inputs)
 
     def _residual(self, x: ov.Node, generator: Generator, layer: int, inputs: list[ov.Node]) -> ov.Node:
-        y = self._small(x, generator.residual_weights[layer])
+        y = self._in_8_bits(x, _array(generator.residual_weights[layer]))
         if len(inputs) == 1:
             y = ops.mvn(y, _integers(2, 3), True, EPSILON, "INSIDE_SQRT")
             gain, bias = _by_channel(generator.norm_scale[layer]), _by_channel(generator.norm_shift[layer])
@@ -89,32 +92,40 @@ class GeneratorGraph:
             )
         return ops.relu(ops.add(ops.multiply(y, gain), bias))
 
-    def _small(self, x: ov.Node, weight: Tensor) -> ov.Node:
-        """A 3x3 convolution."""
-        layer = len(self._taken)
+    def _enhanced(self, x: ov.Node, generator: Generator, height: int, width: int) -> ov.Node:
+        weight, bias = four_pixels_at_once(generator.last.weight, generator.last.bias)
+        odd = [height % 2, width % 2]
+        pairs = self._in_8_bits(x, _array(weight), 4, [4 + more for more in odd], 2)
+        y = ops.depth_to_space(ops.add(pairs, _by_channel(bias)), "depth_first", 2)
+        if any(odd):
+            y = ops.slice(y, _integers(0, 0), _integers(height, width), _integers(1, 1), _integers(2, 3))
+        return ops.add(ops.multiply(ops.tanh(y), _constant(TANH_SCALE)), _constant(TANH_OFFSET))
+
+    def _in_8_bits(
+        self,
+        x: ov.Node,
+        weight: NDArray[np.float32],
+        padding: int = 1,
+        ends: Sequence[int] | None = None,
+        stride: int = 1,
+    ) -> ov.Node:
+        """A convolution, in 8 bits where the graph has ranges."""
+        values = _constant(weight)
         self._taken.append(x)
-        values = _constant(_array(weight))
         if self._ranges is not None:
-            x = _in_steps(x, np.zeros(1), np.array(self._ranges[layer]), 256)
-            largest = np.abs(_array(weight)).max(axis=(1, 2, 3), keepdims=True)
+            most = self._ranges[len(self._taken) - 1]
+            x = _in_steps(x, np.zeros(1), np.array(most), 256)
+            largest = np.abs(weight).max(axis=(1, 2, 3), keepdims=True)
             values = _in_steps(values, -largest, largest, 255)
-        return _convolution(x, values, 1)
+        return _convolution(x, values, padding, ends, stride)
 
 
-def _enhanced(x: ov.Node, generator: Generator, height: int, width: int) -> ov.Node:
-    weight, bias = four_pixels_at_once(generator.last.weight, generator.last.bias)
-    assert bias is not None
-    odd = [height % 2, width % 2]
-    ends = [4 + more for more in odd]
-    pairs = ops.convolution(x, _constant(_array(weight)), [2, 2], [4, 4], ends, [1, 1])
-    y = ops.depth_to_space(ops.add(pairs, _by_channel(bias)), "depth_first", 2)
-    if any(odd):
-        y = ops.slice(y, _integers(0, 0), _integers(height, width), _integers(1, 1), _integers(2, 3))
-    return ops.add(ops.multiply(ops.tanh(y), _constant(TANH_SCALE)), _constant(TANH_OFFSET))
-
-
-def _convolution(x: ov.Node, weight: ov.Node, padding: int) -> ov.Node:
-    return ops.convolution(x, weight, [1, 1], [padding] * 2, [padding] * 2, [1, 1])
+def _convolution(
+    x: ov.Node, weight: ov.Node, padding: int, ends: Sequence[int] | None = None, stride: int = 1
+) -> ov.Node:
+    """padding: at the top and left, and at the bottom and right unless `ends` says otherwise."""
+    before = [padding] * 2
+    return ops.convolution(x, weight, [stride] * 2, before, before if ends is None else list(ends), [1, 1])
 
 
 def _in_steps(x: ov.Node, least: NDArray[np.float64], most: NDArray[np.float64], levels: int) -> ov.Node:
