@@ -256,9 +256,9 @@ def _openvino() -> Iterator[Check]:
     if not enhanced.isfinite().all():
         yield Check("openvino", "broken", "the picture it computes is not one", "use --backend torch")
         return
-    from dped_live.backends.openvino import core  # now that open_backend has seen to it that it reports to nobody
+    from dped_live.backends.openvino import CORE  # now that open_backend has seen to it that it reports to nobody
 
-    devices = ", ".join(core().available_devices)
+    devices = ", ".join(CORE.available_devices)
     yield Check("openvino", "ok", f"{version('openvino')}, {backend.description}; it finds {devices}")
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import openvino as ov
 import torch
@@ -25,6 +24,14 @@ from dped_live.backends.openvino_graph import BIAS, GAIN, IMAGE, GeneratorGraph,
 from dped_live.errors import BackendError
 from dped_live.generator import Generator
 from dped_live.statistics import Statistics
+
+CORE = ov.Core()
+"""The only one of this process, and to its end.
+
+On Linux each Core that has used a CPU gives the thread that made it a stack for signals, and unmaps it when it goes
+(intel_cpu's SigAltStackSetup). With a second one that stack may still be in use then: the next Ctrl-C, or child that
+ends, would be a segmentation fault.
+"""
 
 _ACTIVATIONS = 500_000_000
 """Bytes of all tiles that graphs are kept for. A frame of 1080p then takes less than 600 MB in all; how little larger
@@ -46,20 +53,9 @@ _MARGIN = 1.25
 """Of the ranges, over what that picture needs. Photos need up to twice as much, in a few pixels."""
 
 
-@cache
-def core() -> ov.Core:
-    """The only one of this process, and to its end.
-
-    On Linux each Core that has used a CPU gives the thread that made it a stack for signals, and unmaps it when it
-    goes (intel_cpu's SigAltStackSetup). With a second one that stack may still be in use then: the next Ctrl-C, or
-    child that ends, would be a segmentation fault.
-    """
-    return ov.Core()
-
-
 def check_target(target: str) -> None:
     """Raise BackendError unless OpenVINO finds a device of this name: "GPU", "GPU.1" or "NPU"."""
-    found = core().available_devices
+    found = CORE.available_devices
     if target not in {*found, *(name.split(".")[0] for name in found)}:
         raise BackendError(
             f"no device openvino:{target}: OpenVINO finds {' and '.join(found)}; use --device cpu, or install the "
@@ -185,7 +181,7 @@ class OpenVinoBackend:
         if self._target == "CPU":
             settings |= {"INFERENCE_NUM_THREADS": str(torch.get_num_threads()), "ENABLE_CPU_PINNING": "NO"}
         try:
-            return core().compile_model(model, self._target, settings).create_infer_request()
+            return CORE.compile_model(model, self._target, settings).create_infer_request()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise BackendError(
