@@ -145,8 +145,9 @@ class Ladder:
 
     def _choose(self, model: str, frame: Frame) -> None:
         rungs = list(self._open_rungs(model))[: 1 if self._pinned else None]
-        # Of one that is pinned, too: what a GPU compiles and measures would hold the second frame up.
-        expected = [_trial(rung, frame, self._allowed) for rung in rungs]
+        # There is nothing to choose from if it is pinned; but what a GPU compiles would hold the second frame up.
+        is_tried = not self._pinned or rungs[0].backend.device.type != "cpu"
+        expected = [_trial(rung, frame, self._allowed) if is_tried else 1.0 for rung in rungs]
         self._rungs = rungs
         self._enhancers = [Enhancer(rung.backend, self._format, rung.policy) for rung in rungs]
         self._climb = Climb(expected, self._allowed)
